@@ -1,0 +1,1 @@
+"""What a token may see: the rule of Sep-Attention, its layers and its separators."""

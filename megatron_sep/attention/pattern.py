@@ -1,0 +1,134 @@
+"""The rule of Sep-Attention (arXiv 2412.12094, section 3.1), written once; everything else asks it.
+
+Query i sees key j iff ``j <= i``, both lie in the same document, and ``i - j < window`` or j is a landmark. For a given
+key these queries are consecutive: ``j <= i < j + reach[j]``. One integer a token therefore holds the whole mask.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Query i sees key j iff j <= i and (i - j < window or j is a landmark), both in the same document.
+
+    Landmarks are the first ``sinks`` tokens of the document, every token of ``separator_ids`` and, after the sinks,
+    every ``stride``-th token (FixLLM, section 4.7). The defaults are full causal attention.
+    """
+
+    window: int | None = None
+    """Tokens, the query included; None: every earlier token."""
+    sinks: int = 0
+    separator_ids: tuple[int, ...] = ()
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("window", self.window, 1), ("sinks", self.sinks, 0), ("stride", self.stride, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        negative = [i for i in self.separator_ids if i < 0]
+        if negative:
+            raise ValueError(f"separator_ids={negative}: a token id is never negative")
+
+    def landmarks(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+        """Which tokens stay visible after they leave the window: bool [B, T].
+
+        ``document_BT`` numbers the documents of a packed sequence, constant inside a document and changing between
+        neighbours; None: the whole row is one document.
+        """
+        position_BT = _positions(ids_BT) - _document_starts(ids_BT, document_BT)
+        landmark_BT = position_BT < self.sinks
+        if self.separator_ids:
+            table = _separator_table(self.separator_ids, ids_BT.device)
+            landmark_BT = landmark_BT | table[ids_BT.clamp(max=table.numel() - 1)]
+        if self.stride is not None:
+            after_sinks_BT = position_BT - self.sinks + 1
+            landmark_BT = landmark_BT | ((after_sinks_BT > 0) & (after_sinks_BT % self.stride == 0))
+        return landmark_BT
+
+    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> "MaskPlan":
+        """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation."""
+        length = ids_BT.shape[1]
+        landmark_BT = self.landmarks(ids_BT, document_BT)
+        window = length if self.window is None else min(self.window, length)
+        left_BT = _document_ends(ids_BT, document_BT) - _positions(ids_BT)
+        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window)).to(torch.int32)
+        return MaskPlan(window, landmark_BT, reach_BT, causal=window == length and document_BT is None)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPlan:
+    """A pattern bound to a batch: one integer and a few values per token, never a T x T tensor."""
+
+    window: int
+    """Tokens a query sees before it, itself included, whatever they are; at most T."""
+    landmark_BT: Tensor
+    """bool"""
+    reach_BT: Tensor
+    """int32: key j is seen by the queries j <= i < j + reach[j]; at least 1, and never past j's document."""
+    causal: bool
+    """Every query sees every earlier key of its row: plain causal attention."""
+
+    def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """The rule on indices: does query q of row b see key k? Integer tensors that broadcast."""
+        distance = q - k
+        return (distance >= 0) & (distance < self.reach_BT[b, k])
+
+    def dense(self) -> Tensor:
+        """bool [B, T, T], True where query (second axis) sees key (third): for reference attention and small plots."""
+        batch, length = self.reach_BT.shape
+        b = torch.arange(batch, device=self.reach_BT.device)[:, None, None]
+        t = torch.arange(length, device=self.reach_BT.device)
+        return self.visible(b, t[:, None], t[None, :])
+
+    def num_visible(self) -> Tensor:
+        """Keys each query sees, int64 [B, T], in O(T): the row sums of ``dense()``."""
+        batch, length = self.reach_BT.shape
+        position = torch.arange(length, device=self.reach_BT.device)
+        gone_BT = torch.zeros(batch, length + 1, dtype=torch.int64, device=self.reach_BT.device)
+        last_BT = position + self.reach_BT
+        gone_BT.scatter_add_(1, last_BT, torch.ones_like(last_BT))
+        return position + 1 - gone_BT[:, :length].cumsum(1)
+
+    def map_share(self) -> Tensor:
+        """Share of the lower triangle that is visible, float64 scalar (the paper's "attention map" share, Table 3)."""
+        batch, length = self.reach_BT.shape
+        return self.num_visible().sum().double() / (batch * length * (length + 1) / 2)
+
+
+def _positions(ids_BT: Tensor) -> Tensor:
+    return torch.arange(ids_BT.shape[1], device=ids_BT.device)
+
+
+def _document_starts(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
+    """Index of the first token of each token's document."""
+    if document_BT is None:
+        return torch.zeros_like(_positions(ids_BT))
+    first_BT = torch.ones_like(document_BT, dtype=torch.bool)
+    first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    return torch.where(first_BT, _positions(ids_BT), 0).cummax(1).values
+
+
+def _document_ends(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
+    """One past the last token of each token's document."""
+    length = ids_BT.shape[1]
+    if document_BT is None:
+        return torch.full_like(_positions(ids_BT), length)
+    return length - _document_starts(ids_BT, document_BT.flip(1)).flip(1)
+
+
+@lru_cache(maxsize=16)
+def _separator_table(separator_ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """bool, True at each separator; its last entry is False and stands for every id beyond the largest separator."""
+    table = torch.zeros(max(separator_ids) + 2, dtype=torch.bool)
+    table[list(separator_ids)] = True
+    return table.to(device)
+
+
+def document_numbers(ids_BT: Tensor, eod_id: int) -> Tensor:
+    """Number the documents of packed rows, int64 [B, T]; an end-of-document token closes its own document."""
+    ends_BT = ids_BT == eod_id
+    return ends_BT.cumsum(1) - ends_BT.long()

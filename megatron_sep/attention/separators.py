@@ -1,0 +1,31 @@
+"""Separators are given as text and become token ids through the tokenizer in use."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+PAPER_SEPARATORS = (".", ",", "?", "!", ";", ":", " ", "\t", "\n")
+"""The nine characters of arXiv 2412.12094, section 4.1."""
+
+
+class SeparatorError(ValueError):
+    """A separator that the tokenizer cannot name with one token."""
+
+
+class Tokens(Protocol):
+    """What looking a separator up needs of a tokenizer."""
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of ``text`` alone, with no special tokens and no space put before it."""
+        ...
+
+
+def separator_ids(separators: Iterable[str], tokenizer: Tokens) -> tuple[int, ...]:
+    """The token id of each separator, in the order given. Raises SeparatorError, naming every one that has no id."""
+    found = {text: tokenizer.token_ids(text) for text in dict.fromkeys(separators)}
+    missing = [f"{text!r} is {len(ids)} tokens" for text, ids in found.items() if len(ids) != 1]
+    if missing:
+        raise SeparatorError(
+            f"attention.separators: {', '.join(missing)} of this tokenizer; each must be exactly one. "
+            "Leave it out of attention.separators, or use a tokenizer that has it"
+        )
+    return tuple(ids[0] for ids in found.values())

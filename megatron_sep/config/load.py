@@ -1,0 +1,141 @@
+"""YAML with `extends` and key=value overrides into a RunConfig, or one error that names every mistake."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megatron_sep.config.schema import RunConfig
+
+Tree = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """Every mistake of a configuration, one a line."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key stands twice: {', '.join(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, what it extends, and ``section.key=value`` overrides.
+
+    Relative paths inside ``extends`` start at the file that names them; all others at the working directory.
+    Raises ConfigError, naming every mistake at once.
+    """
+    tree = read_tree(path)
+    mistakes = list(_apply_overrides(tree, overrides))
+    try:
+        config = RunConfig.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        mistakes += [_describe(dict(e)) for e in error.errors()]
+        config = None
+    if mistakes or config is None:
+        raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {m}" for m in mistakes)]))
+    return config
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
+    """The YAML of ``path`` on top of what it extends, unvalidated."""
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in chain)}")
+    tree = _parse(path)
+    extends = tree.pop("extends", [])
+    base: Tree = {}
+    for name in [extends] if isinstance(extends, str) else extends:
+        base = merge(base, read_tree(path.parent / name, (*chain, path.resolve())))
+    return merge(base, tree)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """``top`` over ``base``, section by section; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse(path: Path) -> Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        tree = _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is no valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a configuration is a mapping of sections")
+    return tree
+
+
+def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
+    """Write overrides into ``tree``; yield a message for each that cannot be."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            yield f"{override!r}: an override is written section.key=value"
+            continue
+        try:
+            value = _Loader(text).get_single_data()
+        except yaml.YAMLError:
+            value = text
+        *sections, leaf = key.split(".")
+        place = tree
+        for section in sections:
+            below = place.get(section)
+            place[section] = dict(below) if isinstance(below, dict) else {}
+            place = place[section]
+        place[leaf] = value
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """One line for one pydantic error: the key, the value, and the way out."""
+    place = [str(part) for part in error["loc"]]
+    key = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(_known_keys(RunConfig)), n=1, cutoff=0.5)
+        return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{key}: is needed"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={error['input']!r}: {message}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,0 +1,235 @@
+"""Every setting of a run: frozen sections, unknown keys forbidden, bounds beside each field."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """A GPT-NeoX/Pythia decoder."""
+
+    num_layers: PositiveInt = 12
+    hidden_size: PositiveInt = 768
+    num_attention_heads: PositiveInt = 12
+    ffn_hidden_size: PositiveInt | None = None
+    """Width of the MLP; null: 4 x hidden_size."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; null: the tokenizer's size, rounded up to a multiple of 128."""
+    sequence_length: PositiveInt = 2048
+    """Tokens of a training sequence."""
+    parallel_residual: bool = True
+    """True: x + attention(ln1(x)) + mlp(ln2(x)), as Pythia. False: the MLP follows the attention."""
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of each head that rotates."""
+    rotary_base: PositiveInt = 10000
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    tie_embeddings: bool = False
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    init: Literal["small_init", "wang_init", "normal"] = "small_init"
+    """How matrices start: normal(0, sqrt(2 / (5 h))), 2 / (layers sqrt(h)), or init_std."""
+    output_init: Literal["small_init", "wang_init", "normal"] = "wang_init"
+    """The same for the matrices that write to the residual stream."""
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} does not divide by num_attention_heads={self.num_attention_heads}"
+            )
+        if int(self.head_size * self.rotary_fraction) % 2:
+            raise ValueError(
+                f"rotary_fraction={self.rotary_fraction} rotates {int(self.head_size * self.rotary_fraction)} of the "
+                f"{self.head_size} values of a head; it must be an even number"
+            )
+        return self
+
+
+class AttentionConfig(Section):
+    """What a token sees; the defaults are full causal attention."""
+
+    window: PositiveInt | None = None
+    """Neighbouring tokens, the query included; null: all."""
+    sinks: NonNegativeInt = 0
+    """First tokens of a document that stay visible."""
+    separators: Literal["default"] | tuple[str, ...] = ()
+    """Texts whose tokens stay visible; `default`: . , ? ! : ; space, tab, newline."""
+    stride: PositiveInt | None = None
+    """FixLLM: every stride-th token after the sinks stays visible."""
+    full_layers: tuple[int, ...] = ()
+    """Layers that see everything, from 0; -1 is the last. [0]: H, [0, -1]: H/T."""
+    document_boundaries: bool = False
+    """True: packed documents do not see each other. False reproduces the paper."""
+    backend: Literal["auto", "triton", "flex", "reference"] = "auto"
+    """auto: Triton on CUDA, the reference on CPU."""
+
+
+class TokenizerConfig(Section):
+    path: Path
+    """A Hugging Face tokenizer.json or a sentencepiece .model."""
+    eod: str | None = None
+    """Text of the end-of-document token; null: <|endoftext|>, else </s>."""
+
+
+class DataConfig(Section):
+    path: Path
+    """Prefix of the shard: PATH.bin and PATH.idx."""
+    split: tuple[Fraction, Fraction, Fraction] = (0.969, 0.03, 0.001)
+    """Shares of the documents for training, validation and test."""
+    shuffle: bool = True
+    """False: sequences in the order of the shard (Pythia's pre-shuffled set)."""
+    seed: NonNegativeInt = 1234
+
+    @model_validator(mode="after")
+    def _split_is_whole(self) -> Self:
+        if abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"split={list(self.split)} adds up to {sum(self.split):g}, not 1")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule; the defaults are Pythia-160m's."""
+
+    lr: Annotated[float, Field(gt=0)] = 6e-4
+    min_lr: Annotated[float, Field(ge=0)] = 6e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = 0.01
+    """Share of the decay steps."""
+    decay_steps: PositiveInt | None = None
+    """Step at which min_lr is reached; null: train.steps."""
+
+    @model_validator(mode="after")
+    def _lr_falls(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        return self
+
+
+class LossScaleConfig(Section):
+    """Dynamic loss scale of fp16."""
+
+    initial: Annotated[float, Field(gt=0)] = 2.0**12
+    minimum: Annotated[float, Field(gt=0)] = 1.0
+    growth_interval: PositiveInt = 1000
+    hysteresis: PositiveInt = 2
+
+
+class TrainConfig(Section):
+    steps: PositiveInt = 143_000
+    global_batch_size: PositiveInt = 1024
+    """Sequences of one optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt = 16
+    """Sequences of one forward pass of one rank."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    seed: NonNegativeInt = 1234
+    recompute: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each layer; auto: on CUDA."""
+    eval_every: NonNegativeInt = 1000
+    """Steps between validations; 0: none."""
+    eval_batches: PositiveInt = 10
+    """Global batches of one validation."""
+    max_skipped_steps: PositiveInt = 50
+    """Stop after so many steps in a row with a gradient that is not finite."""
+
+
+class ParallelConfig(Section):
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    sequence_parallel: bool = False
+    """Split activations between the tensor-parallel regions along the sequence."""
+    distributed_optimizer: bool = True
+    """ZeRO-1: each data-parallel rank keeps a part of the optimizer state."""
+    timeout_minutes: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> Self:
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("sequence_parallel=true needs tensor > 1")
+        return self
+
+
+class CheckpointConfig(Section):
+    every: PositiveInt = 1000
+    """Steps between checkpoints; the last step always makes one."""
+    keep: PositiveInt | None = None
+    """Newest checkpoints to keep; null: all."""
+
+
+class MetricsConfig(Section):
+    every: PositiveInt = 10
+    """Steps between lines."""
+    tensorboard: bool = False
+    wandb: Literal["off", "online", "offline"] = "off"
+    wandb_project: str = "megatron_sep"
+
+
+class RunConfig(Section):
+    """One run. Its checkpoints and metrics go to `dir`."""
+
+    dir: Path
+    model: ModelConfig = ModelConfig()
+    attention: AttentionConfig = AttentionConfig()
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        layers = self.model.num_layers
+        outside = [i for i in self.attention.full_layers if not -layers <= i < layers]
+        checks = (
+            (bool(outside), f"attention.full_layers={outside}: no such layer in a model with {layers}"),
+            (
+                self.train.global_batch_size % self.train.micro_batch_size != 0,
+                f"train.global_batch_size={self.train.global_batch_size} is no multiple of "
+                f"train.micro_batch_size={self.train.micro_batch_size}",
+            ),
+            (
+                self.model.num_attention_heads % self.parallel.tensor != 0,
+                f"model.num_attention_heads={self.model.num_attention_heads} does not divide by "
+                f"parallel.tensor={self.parallel.tensor}",
+            ),
+            (
+                layers % self.parallel.pipeline != 0,
+                f"model.num_layers={layers} does not divide by parallel.pipeline={self.parallel.pipeline}",
+            ),
+            (
+                self.parallel.sequence_parallel and self.model.sequence_length % self.parallel.tensor != 0,
+                f"model.sequence_length={self.model.sequence_length} does not divide by "
+                f"parallel.tensor={self.parallel.tensor}, which parallel.sequence_parallel needs",
+            ),
+        )
+        mistakes = [message for wrong, message in checks if wrong]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self

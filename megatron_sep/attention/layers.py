@@ -1,4 +1,4 @@
-"""One pattern a layer: hybrid models see everything in some layers (H, H/T and HMT of arXiv 2412.12094, section 4.3)."""
+"""One pattern a layer: hybrid models see everything in some layers (H and H/T of arXiv 2412.12094, section 4.3)."""
 
 from collections.abc import Iterable, Sequence
 

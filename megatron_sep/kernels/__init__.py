@@ -1,0 +1,1 @@
+"""How attention and the operations around it are computed fast; each kernel stands beside its plain reference."""

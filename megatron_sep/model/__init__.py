@@ -1,0 +1,1 @@
+"""The GPT-NeoX model on megatron-core."""

@@ -1,0 +1,1 @@
+"""Process groups, and the shim that lets megatron-core run without CUDA."""

@@ -1,0 +1,199 @@
+"""Which tokens sample i holds: a function of (seed, i) alone, whatever the number of ranks and of resumes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_sep.data.permutation import Permutation
+from megatron_sep.data.shards import Shard
+
+Ids = npt.NDArray[np.int64]
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on as asked."""
+
+
+class Samples(Protocol):
+    """What the trainer reads from. Ranks of one data-parallel group each take their rows of the same numbers."""
+
+    name: str
+    num_samples: int
+    """Samples of one epoch."""
+
+    def sample(self, index: int) -> Ids:
+        """Sample ``index`` counted from the start of the run: int64 [T + 1]."""
+        ...
+
+    def take(self, first_sample: int, count: int) -> Ids:
+        """Samples [first_sample, first_sample + count): int64 [count, T + 1]."""
+        ...
+
+
+class Stream(Protocol):
+    """Documents as one run of tokens."""
+
+    num_tokens: int
+
+    def tokens(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Tokens [start, stop) of the stream."""
+        ...
+
+    def place(self, position: int) -> str:
+        """Where the token at ``position`` is from, for a message."""
+        ...
+
+
+class Order(Protocol):
+    """Which place of the stream sample i of the run is, for an array of i."""
+
+    def __call__(self, index: Ids) -> Ids: ...
+
+
+def split_documents(num_documents: int, shares: Sequence[float]) -> tuple[range, ...]:
+    """Contiguous ranges of documents, one a share, rounded as GPT-NeoX rounds them."""
+    total = sum(shares)
+    bounds = [0]
+    for share in shares:
+        bounds.append(bounds[-1] + round(share / total * num_documents))
+    excess = bounds[-1] - num_documents
+    bounds = [0, *(max(0, bound - excess) for bound in bounds[1:])]
+    return tuple(range(start, stop) for start, stop in pairwise(bounds))
+
+
+class DocumentRange:
+    """Consecutive documents of a shard, in their order."""
+
+    def __init__(self, shard: Shard, documents: range) -> None:
+        self.shard, self.documents = shard, documents
+        self._start = shard.document_start(documents.start)
+        self.num_tokens = shard.document_start(documents.stop) - self._start
+
+    def tokens(self, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.shard.tokens(self._start + start, self._start + stop)
+
+    def place(self, position: int) -> str:
+        return place_in(self.shard, self._start + position)
+
+
+def place_in(shard: Shard, position: int) -> str:
+    document = shard.document_at(position)
+    return f"{shard.bin_paths[0]}: document {document}, token {position - shard.document_start(document)} of it"
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Each epoch goes through all samples in an order of its own."""
+
+    size: int
+    seed: int
+
+    def __call__(self, index: Ids) -> Ids:
+        epochs, within = np.divmod(index, self.size)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            within[here] = _permutation(self.size, self.seed, int(epoch))(within[here])
+        return within
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Each epoch goes through all samples from the first to the last."""
+
+    size: int
+
+    def __call__(self, index: Ids) -> Ids:
+        return index % self.size
+
+
+@lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, epoch: int) -> Permutation:
+    return Permutation(size, seed, epoch)
+
+
+class Windows:
+    """Samples cut from a stream: sample k of an epoch is ``length`` tokens from ``k * stride``."""
+
+    def __init__(self, name: str, stream: Stream, order: Order, *, length: int, stride: int, vocab_size: int) -> None:
+        self.name, self._stream, self._order = name, stream, order
+        self._length, self._stride, self._vocab_size = length, stride, vocab_size
+        self.num_samples = num_windows(stream.num_tokens, length, stride)
+
+    def sample(self, index: int) -> Ids:
+        """Sample ``index`` counted from the start of the run: int64 [length]."""
+        row: Ids = self.take(index, 1)[0]
+        return row
+
+    def take(self, first_sample: int, count: int) -> Ids:
+        """Samples [first_sample, first_sample + count): int64 [count, length]."""
+        return self.at(np.arange(first_sample, first_sample + count, dtype=np.int64))
+
+    def at(self, indices: Ids) -> Ids:
+        """The samples of these numbers: int64 [len(indices), length].
+
+        Raises DataError for a token id that the vocabulary does not have, naming the document and the offset.
+        """
+        ids = np.empty((len(indices), self._length), np.int64)
+        for row, start in zip(ids, self.positions(indices).tolist(), strict=True):
+            row[:] = self._stream.tokens(start, start + self._length)
+        if ids.size and (int(ids.max()) >= self._vocab_size or int(ids.min()) < 0):
+            self._refuse(indices, ids)
+        return ids
+
+    def positions(self, indices: Ids) -> Ids:
+        """Offset in the stream of the first token of each sample."""
+        return self._order(indices) * self._stride
+
+    def places(self, index: int) -> tuple[Stream, int]:
+        """The stream and the offset in it at which sample ``index`` starts."""
+        return self._stream, int(self.positions(np.array([index], np.int64))[0])
+
+    def _refuse(self, indices: Ids, ids: Ids) -> None:
+        row, column = (int(x) for x in np.argwhere((ids >= self._vocab_size) | (ids < 0))[0])
+        start = int(self.positions(indices[row : row + 1])[0])
+        raise DataError(
+            f"{self._stream.place(start + column)}: token id {ids[row, column]} is not in the vocabulary of "
+            f"{self._vocab_size}: the shard was made with another tokenizer, or is damaged"
+        )
+
+
+def num_windows(num_tokens: int, length: int, stride: int) -> int:
+    return max(0, (num_tokens - length) // stride + 1)
+
+
+class Batches(Windows):
+    """The samples of one split of a shard: T + 1 tokens each, neighbours sharing the token between them."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        split: Split,
+        sequence_length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        vocab_size: int,
+        shares: Sequence[float] = (0.969, 0.03, 0.001),
+    ) -> None:
+        documents = split_documents(shard.num_documents, shares)[SPLITS.index(split)]
+        stream = DocumentRange(shard, documents)
+        length = sequence_length + 1
+        size = num_windows(stream.num_tokens, length, sequence_length)
+        if not size:
+            raise too_small(shard, split, documents, stream.num_tokens, length)
+        order: Order = Shuffled(size, seed) if shuffle else InOrder(size)
+        super().__init__(split, stream, order, length=length, stride=sequence_length, vocab_size=vocab_size)
+
+
+def too_small(shard: Shard, split: str, documents: range, num_tokens: int, length: int) -> DataError:
+    return DataError(
+        f"{shard.index_path}: the {split} split is {len(documents)} of {shard.num_documents} documents with "
+        f"{num_tokens} tokens, one sample takes {length}; give it a larger share in data.split, or more text"
+    )

@@ -1,0 +1,205 @@
+"""Text to token ids: a Hugging Face tokenizer.json or a sentencepiece model, behind one small interface."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_sep.data.extras import needs_extra
+
+DEFAULT_EOD = ("<|endoftext|>", "</s>")
+PIECE_CHARS = 20_000
+"""A longer document is cut before encoding, so that one book does not occupy one core while the others wait."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used as asked."""
+
+
+class Tokenizer(Protocol):
+    """What the pipeline and the trainer need of a tokenizer."""
+
+    vocab_size: int
+    """One more than the largest token id."""
+    eod_id: int
+    """End-of-document token."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``; no special token is added."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of each text, on all cores where the library can."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens included."""
+        ...
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of ``text`` alone, with no special tokens and no space put before it."""
+        ...
+
+
+def load_tokenizer(path: Path, eod: str | None = None) -> Tokenizer:
+    """Open a tokenizer.json or a sentencepiece .model.
+
+    ``eod`` is the text of the end-of-document token; None: <|endoftext|>, else </s>. Raises TokenizerError.
+    """
+    if not path.is_file():
+        raise TokenizerError(f"tokenizer.path={path}: no such file")
+    kind = SentencePieceTokenizer if path.suffix == ".model" else JsonTokenizer
+    return kind(path, eod)
+
+
+class JsonTokenizer:
+    """A Hugging Face tokenizer.json."""
+
+    def __init__(self, path: Path, eod: str | None) -> None:
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self._library = Library.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"tokenizer.path={path}: is no Hugging Face tokenizer file: {error}") from error
+        vocab = self._library.get_vocab(with_added_tokens=True)
+        settings = json.loads(self._library.to_str())
+        self._byte_level = _is_byte_level(settings)
+        self._cuttable = _splits_after_newlines(settings)
+        self.vocab_size = max(vocab.values()) + 1
+        self.eod_id = _eod_id(path, eod, vocab.get)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        pieces = [self._pieces(text) for text in texts]
+        encoded = iter(self._library.encode_batch_fast(list(chain(*pieces)), add_special_tokens=False))
+        return [_concatenate([next(encoded).ids for _ in cut]) for cut in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._library.decode(list(ids), skip_special_tokens=False))
+
+    def token_ids(self, text: str) -> list[int]:
+        if self._byte_level:
+            return list(self._library.encode(text, add_special_tokens=False).ids)
+        return _piece_ids(text, self._library.token_to_id) or self.encode(text)
+
+    def _pieces(self, text: str) -> list[str]:
+        return list(cut_after_newlines(text, PIECE_CHARS)) if self._cuttable else [text]
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece .model file."""
+
+    def __init__(self, path: Path, eod: str | None) -> None:
+        with needs_extra("sentencepiece", "sentencepiece"):
+            from sentencepiece import SentencePieceProcessor
+        try:
+            self._library = SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise TokenizerError(f"tokenizer.path={path}: is no sentencepiece model: {error}") from error
+        self.vocab_size = int(self._library.get_piece_size())
+        self.eod_id = _eod_id(path, eod, self._piece_id)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._library.encode(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in self._library.encode(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._library.decode(list(ids)))
+
+    def token_ids(self, text: str) -> list[int]:
+        return _piece_ids(text, self._piece_id) or self.encode(text)
+
+    def _piece_id(self, piece: str) -> int | None:
+        found = int(self._library.piece_to_id(piece))
+        return None if self._library.is_unknown(found) else found
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
+    """Train a byte-level BPE on ``texts`` and save it to ``path``.
+
+    ``<|endoftext|>`` is id 0; every byte is a token, so each ASCII separator alone is exactly one. Words split as in
+    GPT-NeoX's tokenizer. Raises TokenizerError where ``vocab_size`` leaves no room for the 256 bytes.
+    """
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < 257:
+        raise TokenizerError(f"vocab_size={vocab_size}: the 256 bytes and {DEFAULT_EOD[0]} need at least 257")
+    library: Any = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[DEFAULT_EOD[0]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    library.save(str(path))
+    return load_tokenizer(path)
+
+
+def cut_after_newlines(text: str, limit: int) -> Iterable[str]:
+    """Cut ``text`` into pieces of about ``limit`` characters that encode to the ids of the whole.
+
+    A cut is after a newline that stands between two characters that are no white space: there every byte-level
+    pre-tokenizer starts a new word whatever stands on the other side. A text without such a place stays whole.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = text.find("\n", start + limit - 1)
+        while end >= 0 and (end + 1 >= len(text) or text[end - 1].isspace() or text[end + 1].isspace()):
+            end = text.find("\n", end + 1)
+        if end < 0:
+            break
+        yield text[start : end + 1]
+        start = end + 1
+    yield text[start:]
+
+
+def _is_byte_level(settings: dict[str, Any]) -> bool:
+    return "ByteLevel" in {step.get("type") for step in _steps(settings)}
+
+
+def _steps(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    top = settings.get("pre_tokenizer") or {}
+    return list(top.get("pretokenizers", [top]))
+
+
+def _splits_after_newlines(settings: dict[str, Any]) -> bool:
+    """True for GPT-2's way of splitting words with nothing put before the text: the only one that may be cut."""
+    normalizer = settings.get("normalizer") or {}
+    steps = _steps(settings)
+    gpt2 = len(steps) == 1 and steps[0].get("type") == "ByteLevel" and steps[0].get("use_regex", True)
+    stripping = [token for token in settings.get("added_tokens", []) if token["lstrip"] or token["rstrip"]]
+    plain = normalizer.get("type") in (None, "NFC") and not stripping
+    return bool(gpt2 and plain and not steps[0].get("add_prefix_space"))
+
+
+def _eod_id(path: Path, eod: str | None, lookup: Any) -> int:
+    for text in DEFAULT_EOD if eod is None else (eod,):
+        found = lookup(text)
+        if found is not None:
+            return int(found)
+    asked = f"tokenizer.eod={eod!r}: no such token in" if eod else f"none of {', '.join(DEFAULT_EOD)} is a token of"
+    raise TokenizerError(f"{asked} {path}; set tokenizer.eod to the text of its end-of-document token")
+
+
+def _piece_ids(text: str, lookup: Any) -> list[int]:
+    """The vocabulary's own entry for ``text``, as sentencepiece spells it; empty where there is none."""
+    spellings = [text.replace(" ", "▁"), text]
+    if len(text.encode()) == 1:
+        spellings.append(f"<0x{ord(text):02X}>")
+    found = (lookup(spelling) for spelling in spellings)
+    return next(([int(i)] for i in found if i is not None), [])
+
+
+def _concatenate(parts: list[list[int]]) -> list[int]:
+    return parts[0] if len(parts) == 1 else [i for part in parts for i in part]

@@ -1,0 +1,108 @@
+"""Tokenizers: ids, separators, cutting, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_sep.attention.separators import PAPER_SEPARATORS, separator_ids
+from megatron_sep.data import tokenizer as module
+from megatron_sep.data.tokenizer import TokenizerError, cut_after_newlines, load_tokenizer, train_tokenizer
+
+
+def test_a_trained_tokenizer_names_each_separator_with_one_token(tokenizer_path: Path) -> None:
+    """The nine characters are nine ids, and <|endoftext|> is id 0."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    assert tokenizer.eod_id == 0
+    assert len(set(separator_ids(PAPER_SEPARATORS, tokenizer))) == 9
+
+
+def test_decoding_gives_the_text_back(tokenizer_path: Path) -> None:
+    """Byte-level: every text survives, also one the tokenizer was not trained on."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    text = "Ωmega, \t\n tabs; 日本語!"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab \n\t.,'é1<", max_size=200), st.integers(1, 20))
+def test_cutting_does_not_change_the_ids(text: str, limit: int) -> None:
+    """The ids of the pieces are the ids of the whole."""
+    library = _library()
+    whole = library.encode(text, add_special_tokens=False).ids
+    pieces = list(cut_after_newlines(text, limit))
+    assert "".join(pieces) == text
+    assert [i for piece in pieces for i in library.encode(piece, add_special_tokens=False).ids] == whole
+
+
+def test_cutting_cuts() -> None:
+    """A long text of short lines becomes pieces near the limit."""
+    pieces = list(cut_after_newlines("one line\n" * 1000 + "end", 100))
+    assert max(map(len, pieces)) < 120
+    assert len(pieces) > 80
+
+
+def test_a_batch_equals_single_texts(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting and batching keep each text's ids apart."""
+    monkeypatch.setattr(module, "PIECE_CHARS", 10)
+    tokenizer = load_tokenizer(tokenizer_path)
+    texts = ["a line\nb line\nc line\n" * 5, "", "x", "one\ntwo\nthree\nfour"]
+    whole = [_library(tokenizer_path).encode(text, add_special_tokens=False).ids for text in texts]
+    assert tokenizer.encode_batch(texts) == whole
+
+
+def test_an_unknown_end_of_document_token_is_refused(tokenizer_path: Path) -> None:
+    """The message names the token and the setting."""
+    with pytest.raises(TokenizerError, match=r"tokenizer.eod='<eod>'.*no such token"):
+        load_tokenizer(tokenizer_path, "<eod>")
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    """The message names the path."""
+    with pytest.raises(TokenizerError, match=r"nothing\.json: no such file"):
+        load_tokenizer(tmp_path / "nothing.json")
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.model").write_text("{}")
+    for name in ("a.json", "a.model"):
+        with pytest.raises(TokenizerError, match=name):
+            load_tokenizer(tmp_path / name)
+
+
+def test_a_vocabulary_below_the_bytes_is_refused(tmp_path: Path) -> None:
+    """256 bytes and one special token are the least."""
+    with pytest.raises(TokenizerError, match="at least 257"):
+        train_tokenizer(["a"], 256, tmp_path / "t.json")
+
+
+def test_sentencepiece_separators_stand_alone(tmp_path: Path) -> None:
+    """No space is put before a separator that is looked up, and the space itself is one token."""
+    spm = pytest.importorskip("sentencepiece")
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(["The cat sat, as cats do; the dog barked! Is it? Yes: it is."] * 50),
+        model_prefix=str(tmp_path / "m"), vocab_size=285, byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "m.model")
+    assert len(set(separator_ids(PAPER_SEPARATORS, tokenizer))) == 9
+    assert tokenizer.decode(tokenizer.encode("The cat sat.")) == "The cat sat."
+    assert tokenizer.eod_id == tokenizer.token_ids("</s>")[0]
+
+
+_LIBRARIES: dict[Path | None, object] = {}
+
+
+def _library(path: Path | None = None):  # type: ignore[no-untyped-def]
+    """The bare library: of ``path``, or a byte-level BPE trained here once."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if path not in _LIBRARIES and path is None:
+        library = Tokenizer(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        library.train_from_iterator(["ab ba.\n\nab \n\t ba, a\n b' 11.. \n" * 3] * 20, trainer)
+        _LIBRARIES[path] = library
+    elif path not in _LIBRARIES:
+        _LIBRARIES[path] = Tokenizer.from_file(str(path))
+    return _LIBRARIES[path]

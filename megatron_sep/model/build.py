@@ -13,23 +13,9 @@ from torch.nn.functional import gelu
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
 from megatron_sep.model.gpt_neox import neox_block
 from megatron_sep.model.init import initialise
+from megatron_sep.model.size import ModelError
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-class ModelError(ValueError):
-    """A model that this layout or tokenizer cannot hold."""
-
-
-def padded_vocab_size(config: ModelConfig, tokens: int) -> int:
-    """Rows of the embedding: as configured, or ``tokens`` rounded up to a multiple of 128. Raises ModelError."""
-    if config.vocab_size is None:
-        return -(-tokens // 128) * 128
-    if config.vocab_size < tokens:
-        raise ModelError(
-            f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {tokens}; raise it or leave it out"
-        )
-    return config.vocab_size
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, **more: Any) -> TransformerConfig:

@@ -14,6 +14,12 @@ from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.parallel import cpu
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
+    ".*Transformer Engine",
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    ".*is deprecated. Please use `torch.distributed",
+)
 
 
 class ParallelError(ValueError):
@@ -40,8 +46,8 @@ def join_job(timeout_minutes: int) -> None:
     for name, slurm in _SLURM.items():
         if name not in os.environ and slurm in os.environ:
             os.environ[name] = os.environ[slurm]
-    for optional in ("Transformer Engine", "Apex"):  # found at run time where they are; nothing to warn about
-        warnings.filterwarnings("ignore", message=f".*{optional}.*")
+    for about in _NOISE:
+        warnings.filterwarnings("ignore", message=about)
     cpu.install()
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
@@ -85,3 +91,8 @@ def seed_everything(seed: int) -> None:
 
 def is_first_rank() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def current_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -5,7 +5,6 @@ to the disk and renamed to `step-NNNNNNNN`. A directory without that final name,
 manifest, is never loaded.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -13,13 +12,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_sep.config.schema import RunConfig
+from megatron_sep.data.manifest import sha256, versions
 from megatron_sep.parallel.groups import is_first_rank
 
 Tree = dict[str, Any]
@@ -107,16 +106,11 @@ class Checkpoints:
             raise CheckpointError(str(failed[0])) from failed[0]
 
 
-def load(path: Path, frame: Tree, config: RunConfig, vocab_size: int) -> tuple[TrainState, Tree]:
-    """Read a verified checkpoint into the tensors of ``frame``, on this or another number of data-parallel ranks.
-
-    Raises CheckpointError naming each setting of the model that differs from the checkpoint's.
-    """
+def load(path: Path, frame: Tree) -> tuple[TrainState, Tree]:
+    """Read a verified checkpoint into the tensors of ``frame``, on this or another number of data-parallel ranks."""
     from megatron.core import dist_checkpointing
 
-    description = describe(path)
-    check_fits(path, description, config, vocab_size)
-    return TrainState(**description["state"]), dist_checkpointing.load(frame, str(path))
+    return TrainState(**describe(path)["state"]), dist_checkpointing.load(frame, str(path))
 
 
 def describe(path: Path) -> Tree:
@@ -150,7 +144,7 @@ def fault_of(path: Path) -> str | None:
             return f"{file}: is missing"
         if file.stat().st_size != record["bytes"]:
             return f"{file}: has {file.stat().st_size} bytes, was written with {record['bytes']}"
-        if _sha256(file) != record["sha256"]:
+        if sha256(file) != record["sha256"]:
             return f"{file}: its SHA-256 is not the one it was written with"
     return None
 
@@ -158,7 +152,7 @@ def fault_of(path: Path) -> str | None:
 def _finish(partial: Path, final: Path, description: Tree) -> None:
     """List, flush and rename."""
     try:
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps({"description": description, "files": files}, indent=1))
         for path in (*partial.iterdir(), partial):
             _flush(path)
@@ -188,22 +182,13 @@ def _os_errors(error: BaseException | None) -> Iterator[str]:
 
 
 def _description(state: TrainState, config: RunConfig, vocab_size: int) -> Tree:
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     return {
         "state": asdict(state),
         "vocab_size": vocab_size,
         "config": config.model_dump(mode="json"),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "ranks": dist.get_world_size(),
     }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _fresh_directory(path: Path) -> None:
@@ -211,11 +196,6 @@ def _fresh_directory(path: Path) -> None:
     for leftover in path.parent.glob("step-*.partial"):
         shutil.rmtree(leftover)
     path.mkdir(parents=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -17,6 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
+from megatron_sep.parallel.groups import current_device
 from megatron_sep.train.microbatch import Microbatch
 
 Tree = dict[str, Any]
@@ -39,6 +40,7 @@ class Engine(Protocol):
     def step(self, lr: float) -> StepResult: ...
     def state(self, loading: bool = False) -> Tree: ...
     def load_state(self, state: Tree) -> None: ...
+    def loss_scale(self) -> float: ...
 
 
 class MegatronEngine:
@@ -66,10 +68,6 @@ class MegatronEngine:
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
 
-    @property
-    def loss_scale(self) -> float:
-        return float(self._optimizer.get_loss_scale())
-
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
         self._model.train()
@@ -82,6 +80,10 @@ class MegatronEngine:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
         self._model.eval()
         return self._schedule(microbatches, count, forward_only=True)
+
+    def loss_scale(self) -> float:
+        """Factor on the loss before the backward pass; 1 but for fp16."""
+        return float(self._optimizer.get_loss_scale())
 
     @torch.no_grad()
     def step(self, lr: float) -> StepResult:
@@ -143,8 +145,7 @@ def _mean_loss(loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _mean_over_ranks(losses: list[Tensor]) -> Tensor:
     """Only the last pipeline stage has losses; every rank gets their mean."""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    total: Tensor = torch.stack(losses).mean() if losses else torch.zeros((), device=device)
+    total: Tensor = torch.stack(losses).mean() if losses else torch.zeros((), device=current_device())
     dist.all_reduce(total)
     stages: int = parallel_state.get_pipeline_model_parallel_world_size()
     return total * stages / dist.get_world_size()

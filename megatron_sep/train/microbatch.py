@@ -5,25 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_sep.attention.layers import plan_layers
-from megatron_sep.attention.pattern import AttentionPattern, MaskPlan, document_numbers
-
-
-@dataclass(frozen=True)
-class LayerRules:
-    """What turns ids into plans: a pattern a layer, and the token that ends a document where boundaries count."""
-
-    patterns: tuple[AttentionPattern, ...]
-    document_end: int | None
-
-    def plans(self, ids_BT: Tensor) -> tuple[MaskPlan, ...]:
-        document_BT = None if self.document_end is None else document_numbers(ids_BT, self.document_end)
-        return plan_layers(self.patterns, ids_BT, document_BT)
-
-    @property
-    def separators(self) -> AttentionPattern:
-        """The pattern whose only landmarks are the separators of the sparse layers."""
-        return AttentionPattern(separator_ids=max((p.separator_ids for p in self.patterns), key=len))
+from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.train.rules import LayerRules
 
 
 @dataclass(frozen=True)

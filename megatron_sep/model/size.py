@@ -5,6 +5,21 @@ from dataclasses import dataclass
 from megatron_sep.config.schema import ModelConfig
 
 
+class ModelError(ValueError):
+    """A model that this layout or tokenizer cannot hold."""
+
+
+def padded_vocab_size(config: ModelConfig, tokens: int) -> int:
+    """Rows of the embedding: as configured, or ``tokens`` rounded up to a multiple of 128. Raises ModelError."""
+    if config.vocab_size is None:
+        return -(-tokens // 128) * 128
+    if config.vocab_size < tokens:
+        raise ModelError(
+            f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {tokens}; raise it or leave it out"
+        )
+    return config.vocab_size
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Counts for one model; matrix products count two operations per multiply-add, and backward twice the forward."""
@@ -23,8 +38,13 @@ class ModelSize:
         h, ffn = self.config.hidden_size, self.config.mlp_size
         biases = 3 * h + h + ffn + h
         norms = 4 * h
-        embeddings = self.vocab_size * h * (1 if self.config.tie_embeddings else 2)
-        return self.config.num_layers * (self.layer_matrices + biases + norms) + 2 * h + embeddings
+        layers = self.config.num_layers * (self.layer_matrices + biases + norms)
+        return layers + 2 * h + self.embedding_parameters
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Input and output embedding."""
+        return self.vocab_size * self.config.hidden_size * (1 if self.config.tie_embeddings else 2)
 
     def training_flops(self, tokens: float, visible_pairs: float) -> float:
         """Operations of a training step of ``tokens``, with ``visible_pairs`` (query, key) pairs summed over layers.

@@ -74,6 +74,21 @@ def plot(
     typer.echo(f"wrote {out}")
 
 
+@app.command()
+def mask(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    text: Annotated[str, typer.Option(help="text to show it on")] = "Cats sleep, dogs run. Birds sing; fish?",
+    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("mask.png"),
+) -> None:
+    """Draw which tokens each token of a text sees, for every kind of layer."""
+    from megatron_sep.config import load_config
+    from megatron_sep.report.attention_map import plot_masks
+
+    plot_masks(load_config(config, overrides or ()), text, out)
+    typer.echo(f"wrote {out}")
+
+
 def main() -> None:
     """Run a verb; a mistake of the user's is one message and exit code 2, anything else a traceback."""
     try:

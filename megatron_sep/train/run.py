@@ -39,6 +39,11 @@ class Run:
     statistics: Statistics
     state: TrainState
 
+    def say(self, message: str) -> None:
+        """Print once for the job."""
+        if is_first_rank():
+            print(message, flush=True)
+
     def save(self) -> Path:
         return self.checkpoints.save(self.state, self.config, self.vocab_size, self.engine.state())
 

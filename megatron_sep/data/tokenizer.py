@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from megatron_sep.data.extras import needs_extra
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
-PIECE_CHARS = 20_000
+PIECE_CHARS = 5_000
 """A longer document is cut before encoding, so that one book does not occupy one core while the others wait."""
 
 

@@ -39,7 +39,7 @@ class AttentionPattern:
         ``document_BT`` numbers the documents of a packed sequence, constant inside a document and changing between
         neighbours; None: the whole row is one document.
         """
-        position_BT = _positions(ids_BT) - _document_starts(ids_BT, document_BT)
+        position_BT = (_positions(ids_BT) - _document_starts(ids_BT, document_BT)).expand_as(ids_BT)
         landmark_BT = position_BT < self.sinks
         if self.separator_ids:
             table = _separator_table(self.separator_ids, ids_BT.device)

@@ -190,12 +190,12 @@ class TrainConfig(Section):
 
 
 class ParallelConfig(Section):
+    """What is left of the processes is data-parallel; the optimizer state is split among those (ZeRO-1)."""
+
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
-    distributed_optimizer: bool = True
-    """ZeRO-1: each data-parallel rank keeps a part of the optimizer state."""
     timeout_minutes: PositiveInt = 10
 
     @model_validator(mode="after")

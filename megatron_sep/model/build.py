@@ -1,0 +1,93 @@
+"""From configuration to TransformerConfig to GPTModel, nowhere else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnBackend
+from torch.nn.functional import gelu
+
+from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.model.gpt_neox import neox_block
+from megatron_sep.model.init import initialise
+from megatron_sep.model.size import ModelError
+
+DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, **more: Any) -> TransformerConfig:
+    """megatron-core's configuration of a GPT-NeoX decoder; fused cross entropy where there is a GPU to fuse it."""
+    dtype = DTYPES[precision]
+    settings: dict[str, Any] = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "ffn_hidden_size": model.mlp_size,
+        "layernorm_epsilon": model.norm_eps,
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+        "activation_func": gelu,
+        "add_bias_linear": True,
+        "add_qkv_bias": True,
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "sequence_parallel": parallel.sequence_parallel,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "perform_initialization": False,
+        "use_cpu_initialization": not torch.cuda.is_available(),
+        "bias_dropout_fusion": False,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        "cross_entropy_loss_fusion": torch.cuda.is_available(),
+        "attention_backend": AttnBackend.unfused,
+    }
+    return TransformerConfig(**(settings | more))
+
+
+def build_model(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    *,
+    vocab_size: int,
+    precision: str,
+    seed: int,
+    backend: str = "auto",
+    recompute: bool = False,
+    compiled: bool = False,
+) -> GPTModel:
+    """This rank's part of the model, initialised, on the GPU where there is one. Raises ModelError.
+
+    Call it with ids, positions, and in place of the attention mask the plans of ``attention.layers.plan_layers``.
+    """
+    if vocab_size % parallel.tensor:
+        raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={parallel.tensor}")
+    config = transformer_config(model, parallel, precision)
+    built = GPTModel(
+        config=config,
+        transformer_layer_spec=neox_block(
+            config,
+            parallel_residual=model.parallel_residual,
+            recompute=recompute,
+            compiled=compiled,
+            backend=backend,
+        ),
+        vocab_size=vocab_size,
+        max_sequence_length=model.sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_percent=model.rotary_fraction,
+        rotary_base=model.rotary_base,
+    )
+    initialise(built, model, seed)
+    return built.cuda()

@@ -1,0 +1,94 @@
+"""The GPT-NeoX layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.model.core_attention import SepCoreAttention
+
+Plans = Sequence[MaskPlan]
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, built as megatron-core builds its norms."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in self.parameters():
+            # tells megatron-core to sum these gradients over the tensor-parallel ranks
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class NeoXLayer(TransformerLayer):  # type: ignore[misc]
+    """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
+
+    def __init__(self, *args: Any, parallel_residual: bool, recompute: bool, compiled: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recompute = recompute
+        residual = self._parallel_residual if parallel_residual else self._sequential_residual
+        self.residual: Callable[..., Tensor] = torch.compile(residual, dynamic=False) if compiled else residual
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Plans, rotary_pos_emb: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer."""
+        if self.recompute and self.training:
+            kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
+            return checkpoint(
+                self.residual, hidden_states, attention_mask, rotary_pos_emb, use_reentrant=False, context_fn=kept
+            ), None
+        return self.residual(hidden_states, attention_mask, rotary_pos_emb), None
+
+    def _parallel_residual(self, x: Tensor, plans: Plans, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plans, rotary_pos_emb=rotary)
+        transformed = self.mlp(self.pre_mlp_layernorm(x))
+        return self._add(transformed, self._add(attended, x))
+
+    def _sequential_residual(self, x: Tensor, plans: Plans, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plans, rotary_pos_emb=rotary)
+        x = self._add(attended, x)
+        return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
+
+    def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
+        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+        return add(output_with_bias, x, self.hidden_dropout)  # type: ignore[no-any-return]
+
+
+def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Contexts for torch's checkpoint: the recomputation draws from megatron-core's random states as they were."""
+    return contextlib.nullcontext(), _restored(states)
+
+
+@contextlib.contextmanager
+def _restored(states: dict[str, Tensor]) -> Iterator[None]:
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    now = tracker.get_states()
+    tracker.set_states(states)
+    try:
+        yield
+    finally:
+        tracker.set_states(now)
+
+
+def neox_block(
+    config: TransformerConfig, *, parallel_residual: bool, recompute: bool, compiled: bool, backend: str
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage and the final norm, for GPTModel."""
+    spec: ModuleSpec = get_gpt_layer_local_spec()
+    spec.module = NeoXLayer
+    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = LayerNorm
+    parts.self_attention.submodules.core_attention = ModuleSpec(module=SepCoreAttention, params={"backend": backend})
+    parts.sharded_state_dict_keys_map = {}
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=LayerNorm)

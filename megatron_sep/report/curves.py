@@ -1,0 +1,39 @@
+"""Loss curves of runs, as a PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_sep.train.metrics import read_jsonl
+
+Curve = tuple[list[float], list[float]]
+
+
+def curve(run_dir: Path, name: str) -> Curve:
+    """Steps and values of one metric of a run."""
+    lines = [line for line in read_jsonl(run_dir / "metrics.jsonl") if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+def plot_losses(run_dirs: Sequence[Path], png: Path) -> None:
+    """Draw train and validation loss of each run against its step. Raises ValueError for a run that logged neither."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for number, run_dir in enumerate(run_dirs):
+        train, valid = curve(run_dir, "train/loss"), curve(run_dir, "valid/loss")
+        if not train[0] and not valid[0]:
+            raise ValueError(
+                f"{run_dir / 'metrics.jsonl'}: holds no loss; train with metrics.every at most train.steps"
+            )
+        axes.plot(*train, color=f"C{number}", alpha=0.4, linewidth=1, label=f"{run_dir.name}, training")
+        axes.plot(*valid, color=f"C{number}", marker="o", markersize=4, label=f"{run_dir.name}, validation")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,54 @@
+"""A run in words, before it starts: the resolved configuration, the size of the model, what each layer sees."""
+
+from itertools import groupby
+
+from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.config import RunConfig, to_yaml
+from megatron_sep.data.tokenizer import TokenizerError, load_tokenizer
+from megatron_sep.model.size import ModelSize, padded_vocab_size
+from megatron_sep.train.rules import LayerRules
+
+
+def describe(config: RunConfig) -> str:
+    """YAML of every setting, then parameters and patterns; needs no GPU, and says so where the tokenizer is missing."""
+    text = [to_yaml(config).rstrip(), "", *_size_and_layers(config)]
+    return "\n".join(text)
+
+
+def _size_and_layers(config: RunConfig) -> list[str]:
+    try:
+        tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+    except TokenizerError as error:
+        return [f"# parameters and separators are not known yet: {error}"]
+    vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
+    size = ModelSize(config.model, vocab_size)
+    rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
+    outside = size.parameters - size.embedding_parameters
+    return [
+        f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {vocab_size:,}",
+        *(f"# {line}" for line in layer_lines(rules.patterns)),
+    ]
+
+
+def layer_lines(patterns: tuple[AttentionPattern, ...]) -> list[str]:
+    """One line for each run of layers with the same pattern."""
+    lines = []
+    for pattern, group in groupby(enumerate(patterns), key=lambda item: item[1]):
+        layers = [number for number, _ in group]
+        name = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
+        lines.append(f"{name}: {in_words(pattern)}")
+    return lines
+
+
+def in_words(pattern: AttentionPattern) -> str:
+    """What a query sees under a pattern."""
+    if pattern.window is None:
+        return "every earlier token"
+    seen = [f"the last {pattern.window} tokens"]
+    if pattern.sinks:
+        seen.append(f"the first {pattern.sinks}")
+    if pattern.separator_ids:
+        seen.append(f"every separator (ids {', '.join(map(str, pattern.separator_ids))})")
+    if pattern.stride:
+        seen.append(f"every {pattern.stride}th token")
+    return ", ".join(seen)

@@ -1,0 +1,70 @@
+"""The training loop."""
+
+import math
+
+from megatron_sep.parallel.groups import seed_everything
+from megatron_sep.train.engine import StepResult
+from megatron_sep.train.run import Run
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row whose gradient was not finite."""
+
+
+def train(run: Run) -> None:
+    """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way."""
+    config = run.config
+    skipped_in_a_row = 0
+    if run.state.step == 0:
+        validate(run)
+    for step in range(run.state.step + 1, config.train.steps + 1):
+        seed_everything(config.train.seed + step)  # dropout depends on the step alone, so a resumed run repeats it
+        batches = run.train_data.take(run.state.consumed, run.statistics)
+        loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
+        lr = run.schedule(step)
+        result = run.engine.step(lr)
+        run.state = run.state.advance(config.train.global_batch_size, result.applied)
+        run.statistics.num_steps += 1
+        skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
+        if step % config.metrics.every == 0 or step == config.train.steps:
+            run.metrics.log(step, measured(run, step, float(loss), lr, result))
+        stop_if_diverged(skipped_in_a_row, step, config.train.max_skipped_steps)
+        if config.train.eval_every and (step % config.train.eval_every == 0 or step == config.train.steps):
+            validate(run)
+        if step % config.checkpoint.every == 0 or step == config.train.steps:
+            run.save()
+    run.metrics.close()
+
+
+def measured(run: Run, step: int, loss: float, lr: float, result: StepResult) -> dict[str, float]:
+    return {
+        "train/loss": loss,
+        "train/lr": lr,
+        "train/grad_norm": result.grad_norm,
+        "train/consumed": run.state.consumed,
+        "train/skipped": run.state.skipped,
+        "train/loss_scale": run.engine.loss_scale(),
+        **run.statistics.rates(step),
+    }
+
+
+def validate(run: Run) -> None:
+    """The mean loss of the first ``eval_batches`` global batches of the validation split, always the same ones."""
+    if run.valid_data is None:
+        return
+    size = run.config.train.global_batch_size
+    losses = [
+        float(run.engine.evaluate(run.valid_data.take(i * size), run.valid_data.num_microbatches))
+        for i in range(run.config.train.eval_batches)
+    ]
+    loss = sum(losses) / len(losses)
+    run.metrics.log(run.state.step, {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))})
+    run.statistics.restart()
+
+
+def stop_if_diverged(skipped_in_a_row: int, step: int, limit: int) -> None:
+    if skipped_in_a_row >= limit:
+        raise DivergedError(
+            f"step {step}: the gradient was not finite {skipped_in_a_row} steps in a row; the weights are those of the "
+            "last good step. Lower optimizer.lr, train in bf16, or look at the data of these steps"
+        )

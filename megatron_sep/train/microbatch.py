@@ -1,0 +1,30 @@
+"""One forward pass's worth of sequences, bound to the plan of every layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.train.rules import LayerRules
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    ids_BT: Tensor
+    labels_BT: Tensor
+    position_BT: Tensor
+    plans: tuple[MaskPlan, ...]
+
+    @classmethod
+    def of(cls, rows_BT1: Tensor, rules: LayerRules, device: torch.device) -> "Microbatch":
+        """From rows of T + 1 tokens: the last T are the labels of the first T."""
+        rows_BT1 = rows_BT1.to(device, non_blocking=True)
+        ids_BT, labels_BT = rows_BT1[:, :-1].contiguous(), rows_BT1[:, 1:].contiguous()
+        position_BT = torch.arange(ids_BT.shape[1], device=device).expand_as(ids_BT)
+        return cls(ids_BT, labels_BT, position_BT, rules.plans(ids_BT))
+
+    def visible_pairs(self) -> Tensor:
+        """(query, key) pairs summed over rows and layers, an int64 scalar on the device."""
+        pairs = {plan: plan.num_visible().sum() for plan in dict.fromkeys(self.plans)}
+        return torch.stack([pairs[plan] for plan in self.plans]).sum()

@@ -1,0 +1,179 @@
+"""Builds everything a run is made of, from its configuration; nothing is trained here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_sep.config.schema import RunConfig, TrainConfig
+from megatron_sep.data.batches import Batches, Samples, Split
+from megatron_sep.data.shards import Shard
+from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sep.model.build import build_model
+from megatron_sep.model.size import ModelSize, padded_vocab_size
+from megatron_sep.parallel.groups import current_device, is_first_rank
+from megatron_sep.train import checkpoint
+from megatron_sep.train.checkpoint import Checkpoints, TrainState
+from megatron_sep.train.engine import Engine, MegatronEngine
+from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.rules import LayerRules
+from megatron_sep.train.schedule import LearningRate
+from megatron_sep.train.statistics import Statistics
+
+
+@dataclass
+class Run:
+    """What the training loop turns."""
+
+    config: RunConfig
+    vocab_size: int
+    engine: Engine
+    train_data: "Feed"
+    valid_data: "Feed | None"
+    schedule: LearningRate
+    checkpoints: Checkpoints
+    metrics: Metrics
+    statistics: Statistics
+    state: TrainState
+
+    def save(self) -> Path:
+        return self.checkpoints.save(self.state, self.config, self.vocab_size, self.engine.state())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, opened and checked before any model is built."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    rules: LayerRules
+    train: Samples
+    valid: Samples | None
+
+
+class Feed:
+    """This rank's micro-batches of a global batch."""
+
+    def __init__(self, samples: Samples, rules: LayerRules, train: TrainConfig) -> None:
+        self.samples, self.rules, self.size = samples, rules, train.micro_batch_size
+        self.rank: int = parallel_state.get_data_parallel_rank()
+        self.ranks: int = parallel_state.get_data_parallel_world_size()
+        self.global_batch_size = train.global_batch_size
+        self.device = current_device()
+
+    @property
+    def num_microbatches(self) -> int:
+        """Of one rank in one step."""
+        return self.global_batch_size // (self.size * self.ranks)
+
+    def take(self, consumed: int, statistics: Statistics | None = None) -> Iterator[Microbatch]:
+        """The global batch that follows ``consumed`` sequences, whatever the number of ranks."""
+        for i in range(self.num_microbatches):
+            first = consumed + (i * self.ranks + self.rank) * self.size
+            rows = torch.from_numpy(self.samples.take(first, self.size))
+            batch = Microbatch.of(rows, self.rules, self.device)
+            if statistics is not None:
+                statistics.count(batch)
+            yield batch
+
+
+class RunError(ValueError):
+    """A configuration that does not fit its data or its job."""
+
+
+def open_inputs(config: RunConfig) -> Inputs:
+    """Open tokenizer and data and check that they fit the model, with no model, GPU or process group needed."""
+    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+    vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
+    rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
+    shard = Shard.open(config.data.path)
+    splits: tuple[Split, ...] = ("train", "valid") if config.train.eval_every else ("train",)
+    train, *valid = (_samples(config, shard, split, tokenizer.vocab_size) for split in splits)
+    return Inputs(tokenizer, vocab_size, rules, train, valid[0] if valid else None)
+
+
+def _samples(config: RunConfig, shard: Shard, split: Split, vocab_size: int) -> Batches:
+    return Batches(
+        shard,
+        split,
+        config.model.sequence_length,
+        seed=config.data.seed,
+        shuffle=config.data.shuffle and split == "train",
+        vocab_size=vocab_size,
+        shares=config.data.split,
+    )
+
+
+def build_run(config: RunConfig) -> Run:
+    """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
+
+    Needs the process groups of ``parallel.groups``. Raises RunError, CheckpointError, and what ``open_inputs`` raises.
+    """
+    inputs = open_inputs(config)
+    _check_batch(config)
+    model = config.model
+    on_gpu = torch.cuda.is_available()
+    built = build_model(
+        model,
+        config.parallel,
+        vocab_size=inputs.vocab_size,
+        precision=config.train.precision,
+        seed=config.train.seed,
+        backend=config.attention.backend,
+        recompute=config.train.recompute,
+        compiled=config.train.compile == "on" or (config.train.compile == "auto" and on_gpu),
+    )
+    engine = MegatronEngine(
+        built,
+        config.optimizer,
+        precision=config.train.precision,
+        loss_scale=config.train.loss_scale,
+        sequence_length=model.sequence_length,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+    checkpoints = Checkpoints(config.dir, config.checkpoint.keep)
+    state = _resume(checkpoints, engine, config, inputs.vocab_size)
+    steps = config.train.steps
+    return Run(
+        config=config,
+        vocab_size=inputs.vocab_size,
+        engine=engine,
+        train_data=Feed(inputs.train, inputs.rules, config.train),
+        valid_data=Feed(inputs.valid, inputs.rules, config.train) if inputs.valid else None,
+        schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or steps),
+        checkpoints=checkpoints,
+        metrics=_metrics(config, state, steps),
+        statistics=Statistics(ModelSize(model, inputs.vocab_size), inputs.rules, steps),
+        state=state,
+    )
+
+
+def _check_batch(config: RunConfig) -> None:
+    ranks = parallel_state.get_data_parallel_world_size()
+    together = config.train.micro_batch_size * ranks
+    if config.train.global_batch_size % together:
+        raise RunError(
+            f"train.global_batch_size={config.train.global_batch_size} does not divide by train.micro_batch_size="
+            f"{config.train.micro_batch_size} x {ranks} data-parallel rank(s); set it to a multiple of {together}"
+        )
+
+
+def _metrics(config: RunConfig, state: TrainState, steps: int) -> Metrics:
+    if not is_first_rank():
+        return Metrics([])
+    return make_metrics(config.metrics, config.dir, config.model_dump(mode="json"), state.step, steps)
+
+
+def _resume(checkpoints: Checkpoints, engine: Engine, config: RunConfig, vocab_size: int) -> TrainState:
+    newest = checkpoints.newest()
+    if newest is None:
+        return TrainState()
+    checkpoint.check_fits(newest, checkpoint.describe(newest), config, vocab_size)
+    state, tensors = checkpoint.load(newest, engine.state(loading=True))
+    engine.load_state(tensors)
+    if is_first_rank():
+        print(f"resumed from {newest} at step {state.step}", flush=True)
+    return state

@@ -1,0 +1,181 @@
+"""The reference, FlexAttention and the front door of Sep-Attention on CPU."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import pad
+
+from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.kernels.registry import OPERATIONS, BackendError
+from megatron_sep.kernels.sep_attention import sep_attention
+from megatron_sep.kernels.sep_attention.flex import block_any_all, block_mask
+
+
+def drawn_plan(generator: torch.Generator, length: int) -> MaskPlan:
+    """A plan of one row: window, sinks, separator density, stride and documents at random."""
+
+    def draw(high: int) -> int:
+        return int(torch.randint(0, high, (1,), generator=generator))
+
+    window = (1, 1 + draw(length), None)[min(draw(8), 2)] if draw(4) == 0 else 1 + draw(length)
+    pattern = AttentionPattern(window, draw(5), (1,), stride=(None, 1 + draw(9))[draw(3) == 0])
+    density = (0.0, 0.15, 0.5, 1.0)[draw(4)]
+    ids = (torch.rand(1, length, generator=generator) < density).long()
+    document = (torch.rand(1, length, generator=generator) < 0.05).cumsum(1) if draw(2) else None
+    return pattern.plan(ids, document)
+
+
+def stacked(plans: list[MaskPlan]) -> MaskPlan:
+    """Rows of different patterns in one batch: the reach alone is the mask."""
+    return MaskPlan(
+        window=max(plan.window for plan in plans),
+        landmark_BT=torch.cat([plan.landmark_BT for plan in plans]),
+        reach_BT=torch.cat([plan.reach_BT for plan in plans]),
+        causal=False,
+    )
+
+
+def qkv(batch: int, heads: int, kv_heads: int, length: int, size: int, seed: int = 0) -> list[torch.Tensor]:
+    """Random queries, keys and values."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, h, length, size, generator=generator) for h in (heads, kv_heads, kv_heads)]
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), length=st.integers(1, 40), block=st.sampled_from([1, 4, 16, 32]))
+def test_block_table_is_any_and_all_of_the_dense_mask(seed: int, length: int, block: int) -> None:
+    """The block table made from reach alone marks exactly the blocks that the dense mask touches and fills."""
+    plan = drawn_plan(torch.Generator().manual_seed(seed), length)
+    some, every = block_any_all(plan, block)
+    missing = -length % block
+    dense = plan.dense()
+    blocks = (length + missing) // block
+    seen = pad(dense, (0, missing, 0, missing)).view(1, blocks, block, blocks, block)
+    unseen = pad(~dense, (0, missing, 0, missing)).view(1, blocks, block, blocks, block)
+    assert torch.equal(some, seen.any(4).any(2))
+    assert torch.equal(every, ~unseen.any(4).any(2))
+
+
+CASES_A_CALL, LENGTH, BLOCK = 100, 72, 16
+
+
+@pytest.fixture(scope="module")
+def compiled_flex():
+    """FlexAttention compiled for CPU: only compiled code reads the block table."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31))
+def test_flex_with_the_block_table_equals_the_reference(compiled_flex, seed: int) -> None:
+    """2,000 random plans (20 batches of 100): FlexAttention that visits only the table's blocks misses nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = stacked([drawn_plan(generator, LENGTH) for _ in range(CASES_A_CALL)])
+    q, k, v = qkv(CASES_A_CALL, 1, 1, LENGTH, 16, seed)
+    with torch.no_grad():
+        out = compiled_flex(q, k, v, block_mask=block_mask(plan, BLOCK))
+    expected = sep_attention(q, k, v, plan, backend="reference")
+    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_flex_backend_equals_the_reference_with_grouped_heads() -> None:
+    """The flex backend, as users reach it: grouped heads, an odd length, a scale of its own."""
+    plan = AttentionPattern(20, 2, (1,)).plan((torch.rand(2, 203) < 0.15).long())
+    q, k, v = qkv(2, 4, 2, 203, 32)
+    with torch.no_grad():
+        out = sep_attention(q, k, v, plan, backend="flex", scale=0.3)
+    torch.testing.assert_close(out, sep_attention(q, k, v, plan, backend="reference", scale=0.3), atol=2e-5, rtol=1e-5)
+
+
+def test_reference_is_softmax_over_the_visible_keys() -> None:
+    """The reference equals softmax written out in double precision, outputs and gradients."""
+    plan = AttentionPattern(3, 1, (1,)).plan((torch.rand(2, 17) < 0.2).long())
+    q, k, v = (x.double().requires_grad_() for x in qkv(2, 2, 2, 17, 8))
+    scores = (q @ k.mT / math.sqrt(8)).masked_fill(~plan.dense()[:, None], -torch.inf)
+    expected = scores.softmax(-1) @ v
+    out = sep_attention(q, k, v, plan)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(out)
+    for actual, wanted in zip(
+        *(torch.autograd.grad((o * weights).sum(), (q, k, v)) for o in (out, expected)), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_causal_plan_equals_a_window_as_long_as_the_row() -> None:
+    """Vanilla attention takes torch's causal kernel and equals the masked reference; views need no copies."""
+    ids = torch.zeros(2, 33, dtype=torch.long)
+    plan = AttentionPattern().plan(ids)
+    assert plan.causal
+    q, k, v = (x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in qkv(2, 4, 2, 33, 16))
+    masked = stacked([AttentionPattern(window=33).plan(ids)])
+    torch.testing.assert_close(sep_attention(q, k, v, plan), sep_attention(q, k, v, masked))
+
+
+def test_the_front_door_compiles_without_a_graph_break() -> None:
+    """torch.compile(fullgraph=True) takes the whole entry, masked and causal."""
+    q, k, v = qkv(1, 2, 2, 24, 8)
+    for window in (5, None):
+        plan = AttentionPattern(window, 1).plan(torch.zeros(1, 24, dtype=torch.long))
+        run = torch.compile(
+            lambda q, k, v, plan=plan: sep_attention(q, k, v, plan), fullgraph=True, backend="aot_eager"
+        )
+        torch.testing.assert_close(run(q, k, v), sep_attention(q, k, v, plan))
+
+
+def test_reference_dropout_keeps_the_mean_and_others_refuse_it() -> None:
+    """Dropout exists in the reference alone; elsewhere it is an error that says where it exists."""
+    torch.manual_seed(0)
+    plan = AttentionPattern(4).plan(torch.zeros(64, 16, dtype=torch.long))
+    q, k, v = qkv(64, 8, 8, 16, 8)
+    dropped = sep_attention(q, k, v.abs(), plan, dropout=0.3)
+    kept = sep_attention(q, k, v.abs(), plan)
+    assert not torch.allclose(dropped, kept)
+    assert dropped.mean().item() == pytest.approx(kept.mean().item(), rel=0.02)
+    with pytest.raises(ValueError, match="reference"):
+        sep_attention(q, k, v, plan, backend="flex", dropout=0.1)
+
+
+def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` prints what it took the first time and is silent after; on CPU it takes the reference."""
+    monkeypatch.setattr("megatron_sep.kernels.registry._announced", set())
+    plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
+    for _ in range(2):
+        sep_attention(*qkv(1, 1, 1, 16, 8), plan)
+    assert capsys.readouterr().err == "sep_attention: reference on cpu\n"
+
+
+def test_a_backend_that_is_unknown_or_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No silent fallback: the error names the backend, the reason and the way out."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
+    with pytest.raises(BackendError, match=r"fast.*reference"):
+        sep_attention(*qkv(1, 1, 1, 16, 8), plan, backend="fast")
+    with pytest.raises(BackendError, match=r"triton.*cpu.*auto"):
+        sep_attention(*qkv(1, 1, 1, 16, 8), plan, backend="triton")
+
+
+def test_shapes_that_do_not_fit_are_errors() -> None:
+    """Head counts, lengths and plans that do not fit are named."""
+    plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
+    q, k, v = qkv(1, 4, 3, 16, 8)
+    with pytest.raises(ValueError, match="4 query heads are no multiple of 3"):
+        sep_attention(q, k, v, plan)
+    with pytest.raises(ValueError, match="do not fit"):
+        sep_attention(q, k[:, :, :5], v, plan)
+    with pytest.raises(ValueError, match=r"\(1, 16\)"):
+        sep_attention(*qkv(1, 1, 1, 12, 8), plan)
+
+
+def test_registry_names_importable_functions() -> None:
+    """Each row of the registry can be loaded, and the last row of an operation runs everywhere."""
+    for operation in OPERATIONS.values():
+        assert operation.implementations[-1].missing("cpu") is None
+        for implementation in operation.implementations:
+            if implementation.missing("cpu") is None:
+                assert callable(operation.load(implementation.name))

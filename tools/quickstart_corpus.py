@@ -1,0 +1,72 @@
+"""Make the quickstart's tokenizer and shard from text that every Python brings: manual pages, docstrings, sources.
+
+python tools/quickstart_corpus.py runs/quickstart
+"""
+
+import ast
+import json
+import pydoc_data.topics
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_sep.data.prepare import tokenize_files
+from megatron_sep.data.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 2048
+SOURCE_BYTES = 300_000
+SHORTEST = 200
+
+
+def manual_pages() -> Iterator[str]:
+    """The pages of Python's `help()`."""
+    yield from pydoc_data.topics.topics.values()
+
+
+def modules() -> Iterator[str]:
+    """The sources of the standard library's top-level modules."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.glob("*.py")):
+        yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def docstrings(source: str) -> Iterator[str]:
+    """The docstrings of a module, its classes and functions."""
+    with warnings.catch_warnings(action="ignore"):
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= SHORTEST:
+                yield text
+
+
+def documents() -> Iterator[str]:
+    """Manual pages, docstrings, and as many whole sources as fit in SOURCE_BYTES."""
+    yield from manual_pages()
+    left = SOURCE_BYTES
+    for source in modules():
+        yield from docstrings(source)
+        if len(source) <= left:
+            left -= len(source)
+            yield source
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    manifest = out / "corpus.manifest.json"
+    if manifest.is_file():
+        print(f"{manifest}: is there already")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    texts = list(documents())
+    (out / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    train_tokenizer(texts, VOCAB_SIZE, out / "tokenizer.json")
+    made = tokenize_files([out / "corpus.jsonl"], out / "tokenizer.json", out / "corpus")
+    print(f"{out / 'corpus'}: {made['documents']['written']} documents, {made['tokens']:,} tokens")
+
+
+if __name__ == "__main__":
+    main()

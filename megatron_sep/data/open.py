@@ -23,7 +23,7 @@ from megatron_sep.data.shards import Shard
 def open_samples(
     data: DataConfig, split: Split, sequence_length: int, vocab_size: int, num_samples: int
 ) -> Windows | Blend:
-    """The samples of one split, by what the section names.
+    """The samples of one split, by what the section names; validation and test are read in order.
 
     ``num_samples`` is how many the run takes: the epochs of ``order: neox`` follow from it, nothing else does. Raises
     ShardError for damaged files and DataError for a split that is too small.
@@ -55,9 +55,9 @@ def _open_one(
         raise too_small(shard, split, documents, stream.num_tokens, length)
     if data.order == "sequences":
         _check_sequences(shard, length)
-    order: Order = Shuffled(size, data.seed) if data.shuffle else InOrder(size)
+    order: Order = Shuffled(size, data.seed) if data.shuffle and split == "train" else InOrder(size)
     epochs = 1
-    if data.order == "neox":
+    if data.order == "neox" and split == "train":
         sequences = range(int(shard.documents[documents.start]), int(shard.documents[documents.stop]))
         stream, order = neox_order(shard, sequences, sequence_length, num_samples, data.seed, data.cache)
         epochs = stream.epochs

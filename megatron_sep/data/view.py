@@ -3,18 +3,31 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from megatron_sep.attention.separators import PAPER_SEPARATORS, separator_ids
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.batches import DataError, Span
 from megatron_sep.data.open import open_samples
-from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sep.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from torch import Tensor
 
-    from megatron_sep.attention.pattern import AttentionPattern
+    from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+
+
+class LayerPlans(Protocol):
+    """The patterns of a model: ``train.rules.LayerRules`` is one."""
+
+    @property
+    def patterns(self) -> "tuple[AttentionPattern, ...]":
+        """A pattern a layer."""
+        ...
+
+    def plans(self, ids_BT: "Tensor") -> "tuple[MaskPlan, ...]":
+        """The plan of every layer for a batch of ids [B, T]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,11 @@ class SampleView:
     spans: list[Span]
     layers: list[LayerView]
     separators: frozenset[int]
-    sinks: int
+    """Ids."""
 
 
-def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
-    """Samples ``rows`` of the global batch of ``step``; steps count from 1.
+def view_step(config: RunConfig, rules: LayerPlans, step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
+    """Samples ``rows`` of the global batch of ``step``; steps count from 1, rows from 0.
 
     Raises DataError for a step or row that the run does not have, and what opening the data raises.
     """
@@ -62,9 +75,8 @@ def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
     length = config.model.sequence_length
-    vocab_size = config.model.vocab_size or tokenizer.vocab_size
-    samples = open_samples(config.data, "train", length, vocab_size, config.train.steps * size)
-    patterns = _patterns(config, tokenizer)
+    samples = open_samples(config.data, "train", length, tokenizer.vocab_size, config.train.steps * size)
+    separators = frozenset(i for pattern in rules.patterns for i in pattern.separator_ids)
     found = []
     for index in ((step - 1) * size + row for row in rows):
         ids = samples.sample(index)[:-1].tolist()
@@ -75,9 +87,8 @@ def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[
                 ids,
                 [tokenizer.decode([i]) for i in ids],
                 stream.spans(start, start + length),
-                _layers(config, patterns, ids, tokenizer.eod_id),
-                frozenset(patterns[-1].separator_ids) | frozenset(i for p in patterns for i in p.separator_ids),
-                max(pattern.sinks for pattern in patterns),
+                _layers(rules, ids),
+                separators,
             )
         )
     return found
@@ -126,27 +137,12 @@ def _append_tokens(text: "Text", view: SampleView, layer: LayerView, position: i
     text.append("\n")
 
 
-def _patterns(config: RunConfig, tokenizer: Tokenizer) -> "tuple[AttentionPattern, ...]":
-    from megatron_sep.attention.layers import layer_patterns
-    from megatron_sep.attention.pattern import AttentionPattern
-
-    section = config.attention
-    texts = PAPER_SEPARATORS if section.separators == "default" else section.separators
-    pattern = AttentionPattern(section.window, section.sinks, separator_ids(texts, tokenizer), section.stride)
-    return layer_patterns(pattern, config.model.num_layers, section.full_layers)
-
-
-def _layers(config: RunConfig, patterns: "Sequence[AttentionPattern]", ids: list[int], eod_id: int) -> list[LayerView]:
+def _layers(rules: LayerPlans, ids: list[int]) -> list[LayerView]:
     """One view a distinct pattern, asked of the pattern's own plan."""
     import torch
 
-    from megatron_sep.attention.layers import plan_layers
-    from megatron_sep.attention.pattern import document_numbers
-
-    ids_BT = torch.tensor([ids])
-    documents_BT = document_numbers(ids_BT, eod_id) if config.attention.document_boundaries else None
-    plans = plan_layers(patterns, ids_BT, documents_BT)
-    members = {pattern: tuple(i for i, p in enumerate(patterns) if p == pattern) for pattern in patterns}
+    plans = rules.plans(torch.tensor([ids]))
+    members = {p: tuple(i for i, other in enumerate(rules.patterns) if other == p) for p in rules.patterns}
     chosen = [(layers, plans[layers[0]]) for layers in members.values()]
     return [
         LayerView(layers, plan.landmark_BT[0].tolist(), plan.reach_BT[0].tolist(), plan.num_visible()[0].tolist())

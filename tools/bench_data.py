@@ -55,17 +55,28 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def library_threads(corpus: str, tokenizer: str, pieces: int, batch: int) -> float:
-    """Seconds of the bare library: encode_batch_fast on all cores over texts in memory; its ids are not even read."""
+def spent() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """Seconds on the clock and seconds of CPU."""
+    clock, cpu = time.perf_counter(), spent()
+    function(*arguments)
+    return time.perf_counter() - clock, spent() - cpu
+
+
+def library_threads(corpus: str, tokenizer: str, pieces: int, batch: int) -> tuple[float, float]:
+    """Clock and CPU seconds of the bare library on all cores over texts in memory; its ids are not even read."""
     from tokenizers import Tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     library = Tokenizer.from_file(tokenizer)
     cut = [piece for text in texts(corpus) for piece in cut_after_newlines(text, pieces)]
-    start = time.perf_counter()
-    for i in range(0, len(cut), batch):
-        library.encode_batch_fast(cut[i : i + batch], add_special_tokens=False)
-    return time.perf_counter() - start
+    batches = [cut[i : i + batch] for i in range(0, len(cut), batch)]
+    return timed(lambda: [len(library.encode_batch_fast(batch, add_special_tokens=False)) for batch in batches])
 
 
 def library_process(queue: Any, barrier: Any, corpus: str, tokenizer: str, number: int) -> None:
@@ -76,14 +87,11 @@ def library_process(queue: Any, barrier: Any, corpus: str, tokenizer: str, numbe
     cut = [piece for text in texts(corpus) for piece in cut_after_newlines(text, 5000)]
     batches = [cut[i : i + 400] for i in range(0, len(cut), 400)][number::CORES]
     barrier.wait()
-    start = time.perf_counter()
-    for batch in batches:
-        library.encode_batch_fast(batch, add_special_tokens=False)
-    queue.put(time.perf_counter() - start)
+    queue.put(timed(lambda: [len(library.encode_batch_fast(batch, add_special_tokens=False)) for batch in batches]))
 
 
-def library_processes(corpus: str, tokenizer: str) -> float:
-    """Seconds of the bare library called in one process a core, each with its share of the texts in memory."""
+def library_processes(corpus: str, tokenizer: str) -> tuple[float, float]:
+    """Clock and CPU seconds of the bare library in one process a core, each with its share of the texts in memory."""
     context = multiprocessing.get_context("spawn")
     queue, barrier = context.Queue(), context.Barrier(CORES)
     workers = [
@@ -94,7 +102,7 @@ def library_processes(corpus: str, tokenizer: str) -> float:
     seconds = [queue.get() for _ in workers]
     for worker in workers:
         worker.join()
-    return max(seconds)
+    return max(clock for clock, _ in seconds), sum(cpu for _, cpu in seconds)
 
 
 def encode_line(line: bytes) -> list[int]:
@@ -107,37 +115,38 @@ def encode_line(line: bytes) -> list[int]:
     return [*ids, 0]
 
 
-def line_by_line(corpus: str, tokenizer: str, output: Path) -> float:
-    """Seconds of megatron-style preprocessing: a process pool over lines, one document at a time, one writer."""
+def line_by_line(corpus: str, tokenizer: str, output: Path) -> None:
+    """Megatron-style preprocessing: a process pool over lines, one document at a time, one writer."""
     from megatron_sep.data.text import open_text
 
     os.environ |= {"BENCH_TOKENIZER": tokenizer, "TOKENIZERS_PARALLELISM": "false"}
-    start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         lines = (line for file in expand([corpus], "corpus") for line in open_text(file))
         write_shards(output, pool.imap(encode_line, lines, 32), 50_277)
-    return time.perf_counter() - start
+        pool.close()
+        pool.join()
 
 
 def tokenise(corpus: str, tokenizer: str, rounds: str = "3") -> None:
     """Ours, the library two ways, and line by line, in turns, so that a busy machine is busy for all of them."""
     size = sum(len(text.encode()) for text in texts(corpus)) / 1e6
-    best: dict[str, list[float]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        runs_of = {
+            "prepare, all of it": lambda: timed(prepared, corpus, tokenizer, Path(folder) / "ours" / "shard"),
+            "library, threads": lambda: in_fresh_process(library_threads, corpus, tokenizer, 5000, 1000),
+            "library, a process a core": lambda: library_processes(corpus, tokenizer),
+            "line by line": lambda: timed(line_by_line, corpus, tokenizer, Path(folder) / "lines"),
+        }
         for _ in range(int(rounds)):
-            start = time.perf_counter()
-            prepared(corpus, tokenizer, Path(folder) / "ours" / "shard")
-            taken = {"prepare, all of it": time.perf_counter() - start}
-            taken["library, one process, threads"] = in_fresh_process(library_threads, corpus, tokenizer, 5000, 1000)
-            taken["library, one process a core"] = library_processes(corpus, tokenizer)
-            taken["line by line"] = line_by_line(corpus, tokenizer, Path(folder) / "lines")
-            for name, seconds in taken.items():
-                best.setdefault(name, []).append(size / seconds)
-                print(f"{name:32} {size / seconds:6.2f} MB/s  {seconds:6.1f} s", flush=True)
-    ours = np.array(best["prepare, all of it"])
-    for name, rates in best.items():
-        ratios = ours / np.array(rates)
-        print(f"{name:32} median {np.median(rates):6.2f} MB/s  ours/this: {np.round(ratios, 3).tolist()}")
+            for name, run in runs_of.items():
+                clock, cpu = run()
+                taken.setdefault(name, []).append((clock, cpu))
+                print(f"{name:28} {clock:6.1f} s {size / clock:6.2f} MB/s   {cpu:6.1f} s of CPU", flush=True)
+    ours = np.array(taken["prepare, all of it"])
+    for name, seconds in taken.items():
+        ratios = np.median(np.array(seconds) / ours, axis=0)
+        print(f"{name:28} ours is {ratios[0]:.3f} x as fast by the clock, {ratios[1]:.3f} x by CPU time")
 
 
 def dedup(corpus: str, tokenizer: str, words: str = "3", permutations: str = "512") -> None:

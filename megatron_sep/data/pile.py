@@ -57,6 +57,18 @@ class PileReport:
         return tuple(check for check in self.files if check.expected is None)
 
 
+def summary(report: PileReport) -> str:
+    """A line a file, then what is known of the whole."""
+    marks = {True: "good", False: "WRONG"}
+    lines = [
+        f"{marks[check.good] if check.expected else 'no checksum':12} {check.size:>15,}  {check.sha256}  {check.name}"
+        + ("" if check.good else f"  (should be {check.expected})")
+        for check in report.files
+    ]
+    whole = f"{report.documents:,} documents, {report.tokens:,} tokens; the index and the sizes agree"
+    return "\n".join([*lines, whole, f"{len(report.wrong)} wrong, {len(report.unknown)} without a checksum"])
+
+
 def verify(prefix: Path, checksums: Path | None = None, workers: int | None = None) -> PileReport:
     """Read everything once: the sums of all files and of the joined tokens, and every offset of the index.
 

@@ -64,6 +64,25 @@ def totals(sources: Sequence[Manifest]) -> Manifest:
     return {**added, "dropped": dict(sorted(dropped.items()))}
 
 
+def summary(output: Path, manifest: Manifest) -> str:
+    """The receipt in a few lines, for a person."""
+    documents = manifest["documents"]
+    dropped = ", ".join(f"{times} {reason}" for reason, times in documents["dropped"].items()) or "none"
+    return "\n".join(
+        [
+            f"{output}: {documents['written']:,} documents, {manifest['tokens']:,} tokens",
+            f"  read {documents['read']:,}, repeated {documents['repeated']:,}, dropped: {dropped}",
+            f"  separators: {manifest['separator_density']:.2%} of the tokens, at most {manifest['largest_gap']} apart",
+            *(
+                f"  {source['name']}: {source['written']:,} documents, {source['tokens'] / manifest['tokens']:.1%} of the "
+                f"tokens, weight {source['weight']:g}"
+                for source in manifest["sources"]
+            ),
+            f"  receipt: {manifest_path(output)}",
+        ]
+    )
+
+
 def settings_of(config: PrepareConfig, plan: Sequence[Reading]) -> Manifest:
     """All that the result depends on, but the contents of the files."""
     chosen = config.model_dump(mode="json", exclude={"workers", "output"})

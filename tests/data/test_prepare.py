@@ -16,7 +16,7 @@ from megatron_sep.config.prepare import DecontaminateConfig, DeduplicateConfig, 
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.data.prepare import prepare, tokenize_files
 from megatron_sep.data.readings import expand
-from megatron_sep.data.receipt import PrepareError
+from megatron_sep.data.receipt import PrepareError, summary
 from megatron_sep.data.shards import Shard
 from megatron_sep.data.text import TextError
 from megatron_sep.data.tokenizer import load_tokenizer
@@ -115,6 +115,7 @@ def test_weights_repeat_and_sample(tmp_path: Path, make: Make, tokenizer_path: P
     assert 70 < len([text for text in found if text.startswith("two")]) < 130
     assert manifest["documents"]["dropped"] == {"sampled out by weight": 600 + times.count(3) - len(found)}
     assert manifest["documents"]["repeated"] == 200 + times.count(3)
+    assert f"{one}: {200 * 2 + times.count(3)} documents" in summary(config.output, manifest)
 
 
 def test_shuffled_documents_are_the_same_documents(tmp_path: Path, make: Make, tokenizer_path: Path) -> None:

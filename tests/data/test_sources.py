@@ -14,7 +14,7 @@ from megatron_sep.config.schema import DataConfig, ShardConfig
 from megatron_sep.data.batches import DataError
 from megatron_sep.data.blend import PERIOD, Blend, _pattern
 from megatron_sep.data.open import open_samples
-from megatron_sep.data.pile import JOINED, join, read_checksums, split, verify
+from megatron_sep.data.pile import JOINED, join, read_checksums, split, summary, verify
 from megatron_sep.data.shards import Shard, ShardError
 
 MakeShard = Callable[..., Shard]
@@ -170,6 +170,9 @@ def test_a_changed_byte_is_found_by_its_part(make_shard: MakeShard, tmp_path: Pa
     wrong = verify(tmp_path / "cut" / "shard", tmp_path / "cut" / "shard.sha256").wrong
     assert [check.name for check in wrong] == [part.name]
     assert wrong[0].sha256 != wrong[0].expected
+    text = summary(verify(tmp_path / "cut" / "shard", tmp_path / "cut" / "shard.sha256"))
+    assert f"WRONG                    100  {wrong[0].sha256}  {part.name}" in text
+    assert "1 wrong, 1 without a checksum" in text
 
 
 def test_the_published_names_and_sum_are_known(make_shard: MakeShard, tmp_path: Path) -> None:

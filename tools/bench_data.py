@@ -229,15 +229,19 @@ def watched() -> Iterator[list[int]]:
         thread.join()
 
 
+def write_copies(corpus: str, folder: Path, times: int) -> None:
+    for copy in range(times):
+        rows = (json.dumps({"text": f"copy {copy}\n{text}"}) + "\n" for text in texts(corpus))
+        (folder / f"{copy:02d}.jsonl").write_text("".join(rows))
+
+
 def memory(corpus: str, tokenizer: str, copies: str = "10") -> None:
     """Peak memory of prepare with near-duplicates over the corpus, and over copies of it told apart by a first line."""
     with tempfile.TemporaryDirectory() as folder:
         for times in (1, int(copies)):
             source = Path(folder) / f"text{times}"
             source.mkdir()
-            for copy in range(times):
-                rows = (json.dumps({"text": f"copy {copy}\n{text}"}) + "\n" for text in texts(corpus))
-                (source / f"{copy:02d}.jsonl").write_text("".join(rows))
+            in_fresh_process(write_copies, corpus, source, times)
             with watched() as peak:
                 start = time.perf_counter()
                 wanted = DeduplicateConfig(exact=True, near=True, threshold=1.0)

@@ -74,8 +74,8 @@ def summary(output: Path, manifest: Manifest) -> str:
             f"  read {documents['read']:,}, repeated {documents['repeated']:,}, dropped: {dropped}",
             f"  separators: {manifest['separator_density']:.2%} of the tokens, at most {manifest['largest_gap']} apart",
             *(
-                f"  {source['name']}: {source['written']:,} documents, {source['tokens'] / manifest['tokens']:.1%} of the "
-                f"tokens, weight {source['weight']:g}"
+                f"  {source['name']}: {source['written']:,} documents, weight {source['weight']:g}, "
+                f"{source['tokens'] / manifest['tokens']:.1%} of the tokens"
                 for source in manifest["sources"]
             ),
             f"  receipt: {manifest_path(output)}",

@@ -54,9 +54,9 @@ def generate(
         from megatron_sep.generate.sampler import Generator, Sampling
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
-        generator = Generator.from_checkpoint(checkpoint)
-        typer.echo(prompt, nl=False)
-        for piece in generator.stream(prompt, sampling):
+        pieces = Generator.from_checkpoint(checkpoint).stream(prompt, sampling)
+        typer.echo(prompt + next(pieces, ""), nl=False)
+        for piece in pieces:
             typer.echo(piece, nl=False)
             sys.stdout.flush()
         typer.echo()

@@ -18,16 +18,15 @@ sep_find_python() {
 sep_setup() {
     local extras=$1 python stamp
     python=$(sep_find_python) || return 1
-    stamp="$extras $("$python" -V) $(cat pyproject.toml scripts/constraints.txt | cksum)"
+    stamp="$("$python" -V) $(cat pyproject.toml scripts/constraints.txt | cksum)"
     if [[ ! -x .venv/bin/python ]]; then
         rm -rf .venv
         sep_make_venv "$python" || return 1
     fi
-    if [[ $(cat .venv/stamp 2>/dev/null) != "$stamp" ]]; then
-        rm -f .venv/stamp
+    if [[ $(cat ".venv/stamp-$extras" 2>/dev/null) != "$stamp" ]]; then
         echo "installing megatron_sep[$extras] into .venv (the first time takes some minutes)"
         sep_install "$extras" || return 1
-        echo "$stamp" >.venv/stamp
+        echo "$stamp" >".venv/stamp-$extras"
     fi
     PATH="$PWD/.venv/bin:$PATH"
     export PATH

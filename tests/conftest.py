@@ -1,11 +1,14 @@
 """Shared by all tests: one process group for the whole session, and small models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_sep.config.schema import ParallelConfig
+from megatron_sep.config.schema import ParallelConfig, RunConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,8 +20,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def single_process() -> Iterator[None]:
-    """A job of one process with megatron-core's groups; torch runs single-threaded for speed at this size."""
+    """A job of one process with megatron-core's groups."""
     from megatron_sep.parallel.groups import process_groups
 
     with process_groups(ParallelConfig(), seed=1):
         yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with tokenizer.json and the shard corpus.bin/.idx: 60 documents of made-up sentences."""
+    from megatron_sep.data.shards import write_shards
+    from megatron_sep.data.tokenizer import train_tokenizer
+
+    words = ["alpha", "beta", "gamma", "delta", "one", "two", "three", "is", "not", "more", "than"]
+    random = Random(0)
+
+    def sentence() -> str:
+        return " ".join(random.choices(words, k=random.randint(3, 12))) + random.choice(".,;?!\n")
+
+    texts = [" ".join(sentence() for _ in range(40)) for _ in range(60)]
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer = train_tokenizer(texts, 300, folder / "tokenizer.json")
+    write_shards(folder / "corpus", [[*tokenizer.encode(text), tokenizer.eod_id] for text in texts], 300)
+    return folder
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Makes configurations of a 2-layer SepLLM run of 8 steps on ``corpus``; a keyword replaces keys of its section."""
+
+    def make(**sections: dict[str, Any]) -> RunConfig:
+        tree: dict[str, Any] = {
+            "dir": str(tmp_path / "run"),
+            "model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "sequence_length": 64},
+            "attention": {"window": 8, "sinks": 2, "separators": "default", "full_layers": [0]},
+            "tokenizer": {"path": str(corpus / "tokenizer.json")},
+            "data": {"path": str(corpus / "corpus"), "split": [0.9, 0.1, 0]},
+            "train": {"steps": 8, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32", "eval_every": 4},
+            "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "warmup": 0.2},
+            "checkpoint": {"every": 4},
+            "metrics": {"every": 1},
+        }
+        for name, section in sections.items():
+            tree[name] = tree.get(name, {}) | section if isinstance(section, dict) else section
+        return RunConfig.model_validate(tree)
+
+    return make

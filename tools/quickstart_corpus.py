@@ -6,6 +6,7 @@ python tools/quickstart_corpus.py runs/quickstart
 import ast
 import json
 import pydoc_data.topics
+import random
 import sys
 import sysconfig
 import warnings
@@ -62,6 +63,7 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     texts = list(documents())
+    random.Random(0).shuffle(texts)  # the validation split is the last documents
     (out / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     train_tokenizer(texts, VOCAB_SIZE, out / "tokenizer.json")
     made = tokenize_files([out / "corpus.jsonl"], out / "tokenizer.json", out / "corpus")

@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
+from torch import Tensor
 from torch.nn.functional import gelu
 
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
@@ -39,7 +40,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         "pipeline_dtype": dtype,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "perform_initialization": False,
+        "init_method": _left_as_is,  # model.init fills the weights; megatron-core marks how they are split
+        "output_layer_init_method": _left_as_is,
+        "embedding_init_method": _left_as_is,
         "use_cpu_initialization": not torch.cuda.is_available(),
         "bias_dropout_fusion": False,
         "bias_activation_fusion": False,
@@ -51,6 +54,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         "attention_backend": AttnBackend.unfused,
     }
     return TransformerConfig(**(settings | more))
+
+
+def _left_as_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 def build_model(

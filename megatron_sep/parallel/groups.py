@@ -16,6 +16,9 @@ from megatron_sep.parallel import cpu
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
     ".*Transformer Engine",
+    "Apex is not installed",
+    ".*deprecating ShardedTensor",
+    "`load_state_dict` is deprecated",
     "full scope is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
     ".*is deprecated. Please use `torch.distributed",

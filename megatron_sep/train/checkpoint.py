@@ -1,8 +1,8 @@
 """Checkpoints that are complete and verified, or ignored.
 
-A checkpoint is written into `step-NNNNNNNN.partial`, listed with the SHA-256 of every file in `manifest.json`, flushed
-to the disk and renamed to `step-NNNNNNNN`. A directory without that final name, or whose files differ from its
-manifest, is never loaded.
+A checkpoint is written into `step-NNNNNNNN.partial`, with the SHA-256 of every file in `manifest.json`, flushed to the
+disk and renamed to `step-NNNNNNNN`. A directory without that final name, or whose files differ from its manifest, is
+never loaded.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.manifest import sha256, versions
@@ -24,6 +25,7 @@ from megatron_sep.parallel.groups import is_first_rank
 Tree = dict[str, Any]
 _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
+_SEAL = "manifest.sha256"
 _PACKAGES = ("megatron_sep", "torch", "megatron-core", "numpy", "tokenizers")
 
 
@@ -63,7 +65,7 @@ class Checkpoints:
         self._on_first_rank(lambda: _fresh_directory(partial))
         try:
             dist_checkpointing.save(tensors, str(partial))
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
             self._on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
             raise _not_written(final, error) from error
         self._on_first_rank(lambda: _finish(partial, final, _description(state, config, vocab_size)))
@@ -134,10 +136,11 @@ def check_fits(path: Path, description: Tree, config: RunConfig, vocab_size: int
 def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        expected: dict[str, Tree] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path}: no readable {_MANIFEST}: {error}"
+        if (path / _SEAL).read_text() != sha256(path / _MANIFEST):
+            return f"{path}: {_MANIFEST} and its {_SEAL} do not agree"
+        expected: dict[str, Tree] = json.loads((path / _MANIFEST).read_text())["files"]
+    except OSError as error:
+        return f"{path}: is not whole: {error}"
     for name, record in expected.items():
         file = path / name
         if not file.is_file():
@@ -154,6 +157,7 @@ def _finish(partial: Path, final: Path, description: Tree) -> None:
     try:
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps({"description": description, "files": files}, indent=1))
+        (partial / _SEAL).write_text(sha256(partial / _MANIFEST))
         for path in (*partial.iterdir(), partial):
             _flush(path)
         if final.exists():
@@ -165,13 +169,13 @@ def _finish(partial: Path, final: Path, description: Tree) -> None:
         raise OSError(str(_not_written(final, error))) from error
 
 
-def _not_written(final: Path, error: Exception) -> CheckpointError:
-    kept = "the checkpoints before it are untouched"
-    return CheckpointError(f"{final}: could not be written ({_root_cause(error)}); {kept}. Free space and start again")
-
-
-def _root_cause(error: BaseException) -> str:
-    return next(_os_errors(error), str(error) or type(error).__name__)
+def _not_written(final: Path, error: BaseException) -> CheckpointError:
+    cause = next(_os_errors(error), str(error).strip().splitlines()[-1])
+    free = shutil.disk_usage(final.parent).free / 1e9
+    return CheckpointError(
+        f"{final}: could not be written ({cause}; {free:.1f} GB free on that disk); the checkpoints before it are "
+        "untouched. Free space, or lower checkpoint.keep, and start again"
+    )
 
 
 def _os_errors(error: BaseException | None) -> Iterator[str]:

@@ -140,7 +140,7 @@ def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tupl
 
 def _mean_loss(loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     loss = loss_BT.float().mean()
-    return loss, {"loss": loss.detach()}
+    return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
 
 
 def _mean_over_ranks(losses: list[Tensor]) -> Tensor:

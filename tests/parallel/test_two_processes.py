@@ -1,0 +1,111 @@
+"""Two processes train the model that one process trains, whatever is split between them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_sep.config import RunConfig, load_config, to_yaml
+from megatron_sep.train.checkpoint import Checkpoints
+from megatron_sep.train.metrics import read_jsonl
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+LAYOUTS = {
+    "data": [],
+    "tensor": ["parallel.tensor=2"],
+    "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
+    "pipeline": ["parallel.pipeline=2"],
+    "pipeline-recompute": ["parallel.pipeline=2", "train.recompute=true"],
+}
+SECTIONS = {
+    "model": {"num_layers": 4, "num_attention_heads": 4},
+    "attention": {"full_layers": [0, -1], "document_boundaries": True},
+    "train": {"steps": 4, "eval_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture
+def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
+    """A directory with a trained run of each layout, and of one process ("one"); made once for the module."""
+    if not (folder / "run.yaml").exists():
+        (folder / "run.yaml").write_text(to_yaml(tiny(**SECTIONS)))
+        train_here(folder, "one")
+        words = [word for name, overrides in LAYOUTS.items() for word in ("--", name, *overrides)]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+        script = str(Path(__file__).with_name("two_processes.py"))
+        subprocess.run(
+            [*torchrun, script, str(folder), str(folder / "run.yaml"), *words[1:]],
+            check=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    return folder
+
+
+def train_here(folder: Path, name: str, *overrides: str) -> None:
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides])))
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    from megatron.core import dist_checkpointing
+
+    newest = Checkpoints(run, None).newest()
+    assert newest is not None
+    plain = dist_checkpointing.load_plain_tensors(str(newest))
+    return {key: value for key, value in plain.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_and_gradient_norms_equal_those_of_one_process(runs: Path, layout: str) -> None:
+    """Training loss, validation loss and gradient norm of each step agree within 1e-5; so does the visible share."""
+    one, two = (read_jsonl(runs / name / "metrics.jsonl") for name in ("one", layout))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for expected, found in zip(one, two, strict=True):
+        for key in ("train/loss", "valid/loss", "train/grad_norm", "attention/visible", "train/consumed"):
+            assert (key in expected) == (key in found)
+            if key in expected:
+                assert found[key] == pytest.approx(expected[key], rel=1e-5), (expected["step"], key)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_gradient_equals_that_of_one_process(runs: Path, layout: str) -> None:
+    """Adam's first moment is a sum of clipped gradients: it agrees tensor by tensor within 1e-5 of its norm."""
+    one, two = tensors(runs / "one"), tensors(runs / layout)
+    moments = [key for key in one if ".exp_avg." in key]
+    assert len(moments) == 16  # twelve of a layer, stacked over the layers, and four outside
+    for key in moments:
+        difference = (one[key] - two[key]).norm() / one[key].norm()
+        assert float(difference) < 1e-5, key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_process_goes_on_where_two_stopped(runs: Path, layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of two processes loads in one, under any layout, and trains on as one process would have."""
+    for name in ("one", layout):
+        train_here(runs, name, "train.steps=6", "optimizer.decay_steps=4")
+        assert "resumed from" in capfd.readouterr().out
+    one, two = (read_jsonl(runs / name / "metrics.jsonl")[-2] for name in ("one", layout))
+    assert one["step"] == two["step"] == 6
+    assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+
+
+def test_a_layout_that_does_not_fit_names_the_way_out(tiny: Callable[..., RunConfig]) -> None:
+    """tensor=2 with one process is an error that says how many to start."""
+    from megatron_sep.parallel.groups import ParallelError, set_layout
+
+    config = tiny(parallel={"tensor": 2})
+    with pytest.raises(ParallelError, match=r"parallel.tensor=2 x parallel.pipeline=1 does not divide the 1 process"):
+        set_layout(config.parallel, 0)

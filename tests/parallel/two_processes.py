@@ -1,0 +1,35 @@
+"""Trains the same tiny model under one parallel layout after another, in one job of two processes.
+
+torchrun --nproc-per-node 2 tests/parallel/two_processes.py OUT RUN.yaml NAME section.key=value ... [-- NAME ...]
+
+Each layout trains in OUT/NAME; what it logs and saves there is what the tests look at.
+"""
+
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from megatron_sep.config import load_config
+from megatron_sep.parallel.groups import join_job, set_layout
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, run, *rest = sys.argv[1:]
+    join_job(timeout_minutes=2)
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    for separator, words in groupby(rest, key=lambda word: word == "--"):
+        if separator:
+            continue
+        name, *overrides = words
+        config = load_config(Path(run), [f"dir={out}/{name}", *overrides])
+        set_layout(config.parallel, config.train.seed)
+        train(build_run(config))
+
+
+if __name__ == "__main__":
+    main()

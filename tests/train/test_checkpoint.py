@@ -1,0 +1,105 @@
+"""A checkpoint is complete or ignored, and a failed save loses nothing."""
+
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from megatron_sep.config import RunConfig
+from megatron_sep.train.checkpoint import CheckpointError, fault_of
+from megatron_sep.train.run import Run
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., RunConfig]) -> Run:
+    """A run of 8 steps with checkpoints at 4 and 8."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    run = build_run(tiny(train={"eval_every": 0}))
+    train(run)
+    return run
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[Random(path.name).randrange(len(data))] ^= 4
+    path.write_bytes(data)
+
+
+def test_any_damage_to_any_file_is_found_and_the_older_checkpoint_is_taken(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each file of the newest checkpoint, cut, changed or gone: never loaded, named, and step 4 is found instead."""
+    older, newest = trained.checkpoints.all()
+    names = [path.name for path in newest.iterdir()]
+    assert len(names) >= 6
+    for name in names:
+        path = newest / name
+        whole = path.read_bytes()
+        for damage in (truncate, flip_a_bit, Path.unlink):
+            damage(path)
+            assert trained.checkpoints.newest() == older, (name, damage)
+            assert name in capsys.readouterr().out
+            path.write_bytes(whole)
+    assert trained.checkpoints.newest() == newest
+
+
+def test_half_written_directories_are_ignored_and_cleaned_up(trained: Run) -> None:
+    """A save that was killed leaves a .partial directory: never found, and gone after the next save."""
+    leftover = trained.checkpoints.dir / "step-00000099.partial"
+    leftover.mkdir()
+    (leftover / "common.pt").write_bytes(b"half")
+    assert trained.checkpoints.newest() == trained.checkpoints.all()[-1]
+    trained.save()
+    assert not leftover.exists()
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process and its children may grow past 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_checkpoints_good(trained: Run, full_disk: None) -> None:  # noqa: ARG001
+    """The save fails with the reason and the way out; what was there still verifies, and nothing half-written stays."""
+    before = trained.checkpoints.all()
+    trained.state = trained.state.advance(8, applied=True)
+    with pytest.raises(CheckpointError, match=r"step-00000009: could not be written \(.* GB free.*untouched"):
+        trained.save()
+    assert trained.checkpoints.all() == before
+    assert [fault_of(path) for path in before] == [None, None]
+    assert sorted(trained.checkpoints.dir.iterdir()) == before
+
+
+def test_only_the_newest_are_kept(trained: Run) -> None:
+    """keep=2: the third save drops the first."""
+    trained.checkpoints.keep = 2
+    trained.state = trained.state.advance(8, applied=True)
+    trained.save()
+    assert [path.name for path in trained.checkpoints.all()] == ["step-00000008", "step-00000009"]
+
+
+def test_another_shape_is_refused_by_name(trained: Run, tiny: Callable[..., RunConfig]) -> None:
+    """Each setting that differs is named with both values; settings that change no weight may differ."""
+    from megatron_sep.train.run import build_run
+
+    other = tiny(model={"hidden_size": 32, "num_layers": 4, "hidden_dropout": 0.1})
+    with pytest.raises(CheckpointError, match=r"num_layers is 2 there and 4 here; model.hidden_size is 64 there") as e:
+        build_run(other)
+    assert "hidden_dropout" not in str(e.value)
+    assert trained.checkpoints.newest() is not None

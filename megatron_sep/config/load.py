@@ -1,11 +1,11 @@
-"""YAML with `extends` and key=value overrides into a RunConfig, or one error that names every mistake."""
+"""YAML with `extends` and key=value overrides into a configuration, or one error that names every mistake."""
 
 import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from megatron_sep.config.schema import RunConfig
 
 Tree = dict[str, Any]
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -38,7 +39,12 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, what it extends, and ``section.key=value`` overrides.
+    """The configuration of a run; see ``load``."""
+    return load(RunConfig, path, overrides)
+
+
+def load(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, what it extends, and ``section.key=value`` overrides into a ``kind``.
 
     Relative paths inside ``extends`` start at the file that names them; all others at the working directory.
     Raises ConfigError, naming every mistake at once.
@@ -46,9 +52,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = read_tree(path)
     mistakes = list(_apply_overrides(tree, overrides))
     try:
-        config = RunConfig.model_validate_json(json.dumps(tree, default=str), strict=True)
+        config = kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        mistakes += [_describe(dict(e)) for e in error.errors()]
+        mistakes += [_describe(kind, dict(e)) for e in error.errors()]
         config = None
     if mistakes or config is None:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {m}" for m in mistakes)]))
@@ -117,12 +123,12 @@ def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
         place[leaf] = value
 
 
-def _describe(error: Mapping[str, Any]) -> str:
+def _describe(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     """One line for one pydantic error: the key, the value, and the way out."""
     place = [str(part) for part in error["loc"]]
     key = ".".join(place)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(_known_keys(RunConfig)), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, list(_known_keys(kind)), n=1, cutoff=0.5)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
         return f"{key}: is needed"

@@ -89,20 +89,51 @@ class TokenizerConfig(Section):
     """Text of the end-of-document token; null: <|endoftext|>, else </s>."""
 
 
-class DataConfig(Section):
+class ShardConfig(Section):
+    """One source of a blend."""
+
     path: Path
-    """Prefix of the shard: PATH.bin and PATH.idx."""
+    """Prefix of the shard: PATH.bin and PATH.idx, or PATH.idx and the parts PATH-00000-of-00082.bin ..."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the samples, against the other weights."""
+
+
+class DataConfig(Section):
+    path: Path | None = None
+    """Prefix of the shard: PATH.bin and PATH.idx, or PATH.idx and the parts PATH-00000-of-00082.bin ..."""
+    blend: tuple[ShardConfig, ...] = ()
+    """Several shards with weights, in place of `path`."""
     split: tuple[Fraction, Fraction, Fraction] = (0.969, 0.03, 0.001)
     """Shares of the documents for training, validation and test."""
+    order: Literal["samples", "sequences", "neox"] = "samples"
+    """What a sample is. samples: sequence_length + 1 tokens of the documents joined in their order. sequences: each
+    sequence of the shard is one sample (Pythia's pre-shuffled set: 2049 tokens; use `shuffle: false`). neox: as
+    GPT-NeoX, with the documents and then the samples shuffled by numpy from the seed."""
     shuffle: bool = True
-    """False: sequences in the order of the shard (Pythia's pre-shuffled set)."""
+    """False: samples in the order of the shard."""
     seed: NonNegativeInt = 1234
+    cache: Path | None = None
+    """Folder for the index of `order: neox`, 16 bytes a document and 4 a sample; null: it is kept in memory."""
 
     @model_validator(mode="after")
-    def _split_is_whole(self) -> Self:
-        if abs(sum(self.split) - 1) > 1e-6:
-            raise ValueError(f"split={list(self.split)} adds up to {sum(self.split):g}, not 1")
+    def _sources_and_split(self) -> Self:
+        checks = (
+            (abs(sum(self.split) - 1) > 1e-6, f"split={list(self.split)} adds up to {sum(self.split):g}, not 1"),
+            (
+                (self.path is None) == (not self.blend),
+                "path and blend: give one of them, the prefix of a shard or several with weights",
+            ),
+            (self.order == "neox" and not self.shuffle, "order=neox is a shuffle; shuffle=false has order=samples"),
+        )
+        mistakes = [message for wrong, message in checks if wrong]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
+
+    @property
+    def sources(self) -> tuple[ShardConfig, ...]:
+        """The shards with their weights; a single `path` has all."""
+        return self.blend if self.path is None else (ShardConfig(path=self.path),)
 
 
 class OptimizerConfig(Section):

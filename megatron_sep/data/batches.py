@@ -46,9 +46,23 @@ class Stream(Protocol):
         """Tokens [start, stop) of the stream."""
         ...
 
-    def place(self, position: int) -> str:
-        """Where the token at ``position`` is from, for a message."""
+    def spans(self, start: int, stop: int) -> "list[Span]":
+        """The documents that tokens [start, stop) are from, in order."""
         ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens of one document."""
+
+    shard: Shard
+    document: int
+    offset: int
+    """Of its first token in the document."""
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.shard.bin_paths[0]}: document {self.document}, token {self.offset} of it"
 
 
 class Order(Protocol):
@@ -79,13 +93,19 @@ class DocumentRange:
     def tokens(self, start: int, stop: int) -> npt.NDArray[Any]:
         return self.shard.tokens(self._start + start, self._start + stop)
 
-    def place(self, position: int) -> str:
-        return place_in(self.shard, self._start + position)
+    def spans(self, start: int, stop: int) -> list[Span]:
+        return spans_in(self.shard, self._start + start, self._start + stop)
 
 
-def place_in(shard: Shard, position: int) -> str:
-    document = shard.document_at(position)
-    return f"{shard.bin_paths[0]}: document {document}, token {position - shard.document_start(document)} of it"
+def spans_in(shard: Shard, start: int, stop: int) -> list[Span]:
+    """The documents that hold tokens [start, stop) of a shard; empty documents are left out."""
+    found = []
+    while start < stop:
+        document = shard.document_at(start)
+        end = min(stop, shard.document_start(document + 1))
+        found.append(Span(shard, document, start - shard.document_start(document), end - start))
+        start = end
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,12 +139,17 @@ def _permutation(size: int, seed: int, epoch: int) -> Permutation:
 
 
 class Windows:
-    """Samples cut from a stream: sample k of an epoch is ``length`` tokens from ``k * stride``."""
+    """Samples cut from a stream: sample k of it is ``length`` tokens from ``k * stride``.
 
-    def __init__(self, name: str, stream: Stream, order: Order, *, length: int, stride: int, vocab_size: int) -> None:
+    ``epochs`` is how often the stream holds each document.
+    """
+
+    def __init__(
+        self, name: str, stream: Stream, order: Order, *, length: int, stride: int, vocab_size: int, epochs: int = 1
+    ) -> None:
         self.name, self._stream, self._order = name, stream, order
         self._length, self._stride, self._vocab_size = length, stride, vocab_size
-        self.num_samples = num_windows(stream.num_tokens, length, stride)
+        self.num_samples = num_windows(stream.num_tokens, length, stride) // epochs
 
     def sample(self, index: int) -> Ids:
         """Sample ``index`` counted from the start of the run: int64 [length]."""
@@ -158,9 +183,10 @@ class Windows:
     def _refuse(self, indices: Ids, ids: Ids) -> None:
         row, column = (int(x) for x in np.argwhere((ids >= self._vocab_size) | (ids < 0))[0])
         start = int(self.positions(indices[row : row + 1])[0])
+        place = self._stream.spans(start + column, start + column + 1)[0]
         raise DataError(
-            f"{self._stream.place(start + column)}: token id {ids[row, column]} is not in the vocabulary of "
-            f"{self._vocab_size}: the shard was made with another tokenizer, or is damaged"
+            f"{place}: token id {ids[row, column]} is not in the vocabulary of {self._vocab_size}: "
+            "the shard was made with another tokenizer, or is damaged"
         )
 
 

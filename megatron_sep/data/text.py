@@ -49,6 +49,8 @@ class Record:
     kind: Literal["json", "text"]
     bad: str | None = None
     detail: str = ""
+    read: int = 0
+    """Bytes of the file read so far, as it lies on the disk: for progress."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,11 @@ def _lines(path: Path, limits: Limits) -> Iterator[Record]:
                 too_long = len(raw) > limits.max_bytes
                 while too_long and raw and not raw.endswith(b"\n"):
                     raw = file.readline(_READ)
-                yield _too_long(path, line, limits) if too_long else Record(path, line, _no_bom(raw, line), "json")
+                read = consumed(file)
+                if too_long:
+                    yield _too_long(path, line, limits, read)
+                else:
+                    yield Record(path, line, _no_bom(raw, line), "json", read=read)
     except EOFError as error:
         yield Record(path, line + 1, b"", "json", "damaged file", str(error))
 
@@ -225,8 +231,8 @@ def _cell(path: Path, row: int, value: bytes | None, limits: Limits) -> Record:
     return _too_long(path, row, limits) if len(value) > limits.max_bytes else Record(path, row, value, "text")
 
 
-def _too_long(path: Path, line: int, limits: Limits) -> Record:
-    return Record(path, line, b"", "text", "too long", f"more than max_bytes={limits.max_bytes}")
+def _too_long(path: Path, line: int, limits: Limits, read: int = 0) -> Record:
+    return Record(path, line, b"", "text", "too long", f"more than max_bytes={limits.max_bytes}", read)
 
 
 def _no_bom(data: bytes, line: int) -> bytes:
@@ -239,6 +245,12 @@ def open_text(path: Path) -> BinaryIO:
         decoder = _zstd_decoder() if path.suffix == ".zst" else partial(zlib.decompressobj, wbits=31)
         return io.BufferedReader(_Frames(path.open("rb"), decoder), _READ)
     return path.open("rb", buffering=_READ)
+
+
+def consumed(file: BinaryIO) -> int:
+    """Bytes of the file on disk that have been read."""
+    raw = getattr(file, "raw", None)
+    return raw.consumed if isinstance(raw, _Frames) else file.tell()
 
 
 def _zstd_decoder() -> Callable[[], Any]:
@@ -254,6 +266,7 @@ class _Frames(io.RawIOBase):
     def __init__(self, file: BinaryIO, decoder: Callable[[], Any]) -> None:
         self._file, self._decoder, self._frame = file, decoder, decoder()
         self._ready, self._inside = memoryview(b""), False
+        self.consumed = 0
 
     def readable(self) -> bool:
         return True
@@ -275,6 +288,7 @@ class _Frames(io.RawIOBase):
         if self._frame.eof:
             self._frame, self._inside = self._decoder(), False
         data = rest or self._file.read(_READ >> 3)
+        self.consumed += 0 if rest else len(data)
         if not data:
             if self._inside:
                 raise EOFError("it ends before its compressed data does")

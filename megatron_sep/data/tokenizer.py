@@ -1,6 +1,7 @@
 """Text to token ids: a Hugging Face tokenizer.json or a sentencepiece model, behind one small interface."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any, Protocol
 from megatron_sep.data.extras import needs_extra
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
-PIECE_CHARS = 20_000
+PIECE_CHARS = 5_000
 """A longer document is cut before encoding, so that one book does not occupy one core while the others wait."""
+
+
+_LINE_END = re.compile(r"\S\n(?=\S)")
 
 
 class TokenizerError(ValueError):
@@ -154,13 +158,11 @@ def cut_after_newlines(text: str, limit: int) -> Iterable[str]:
     """
     start = 0
     while len(text) - start > limit:
-        end = text.find("\n", start + limit - 1)
-        while end >= 0 and (end + 1 >= len(text) or text[end - 1].isspace() or text[end + 1].isspace()):
-            end = text.find("\n", end + 1)
-        if end < 0:
+        place = _LINE_END.search(text, start + limit - 2)
+        if place is None:
             break
-        yield text[start : end + 1]
-        start = end + 1
+        yield text[start : place.end()]
+        start = place.end()
     yield text[start:]
 
 

@@ -1,0 +1,73 @@
+"""Every setting of `prepare`: text in, one shard and its manifest out."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from megatron_sep.config.schema import NonNegativeInt, PositiveInt, Section, TokenizerConfig
+
+
+class TextSourceConfig(Section):
+    """Files that belong together."""
+
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files, folders (all of their text, deep) and globs: .txt, .jsonl, .parquet, the first two also .gz and .zst."""
+    name: str | None = None
+    """For the manifest; null: the first path."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often each document is written: 2 writes it twice, 0.5 one of two, chosen by the seed."""
+    field: str = "text"
+    """JSON key or parquet column of the text."""
+
+
+class DeduplicateConfig(Section):
+    exact: bool = False
+    """Drop a document whose text came before."""
+    near: bool = False
+    """Drop a document that is close to one that is kept (MinHash LSH)."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.87
+    """Jaccard similarity of the shingles from which two documents are near duplicates; the Pile's is 0.87."""
+    shingle: PositiveInt = 3
+    """Words of a shingle; words are what white space separates."""
+    permutations: Annotated[int, Field(ge=16, le=4096)] = 512
+    """Values of a signature: the similarity is known to within 0.34 / sqrt(permutations / 10) / 3.2."""
+    rows: PositiveInt = 8
+    """Values of a band; two documents are compared where all values of one band agree."""
+
+
+class DecontaminateConfig(Section):
+    """Drop documents that share a run of words with a test set."""
+
+    paths: tuple[str, ...] = ()
+    """Test sets, in the formats of the sources; none: nothing is dropped."""
+    fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
+    """JSON keys of their text, each looked up on its own; a record without any of them is bad input."""
+    words: Annotated[int, Field(ge=2)] = 13
+    """Length of the run, in lower-case words of letters and digits."""
+    matches: PositiveInt = 1
+    """Runs a document must share to be dropped."""
+
+
+class PrepareConfig(Section):
+    """One shard: OUTPUT.bin, OUTPUT.idx and OUTPUT.manifest.json."""
+
+    output: Path
+    """Prefix of the shard; work in progress lies in OUTPUT.work and is gone when the shard is done."""
+    tokenizer: TokenizerConfig
+    sources: Annotated[tuple[TextSourceConfig, ...], Field(min_length=1)]
+    on_bad: Literal["fail", "skip"] = "fail"
+    """A record that cannot be read or has no text: stop, naming file and line, or leave it out and count it."""
+    on_blank: Literal["fail", "skip"] = "skip"
+    """A document of white space alone."""
+    max_bytes: PositiveInt = 50_000_000
+    """A longer record is bad input."""
+    normalize: Literal["none", "nfc", "nfkc"] = "none"
+    """Unicode normalisation of each document before anything else."""
+    deduplicate: DeduplicateConfig = DeduplicateConfig()
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    shuffle: bool = False
+    """Write the documents in an order drawn from the seed, so that each split has some of every source."""
+    seed: NonNegativeInt = 1234
+    workers: PositiveInt | None = None
+    """Processes; null: one a core. The result does not depend on it."""

@@ -72,10 +72,10 @@ def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure(batch: int, length: int, pattern: AttentionPattern, options: argparse.Namespace) -> dict[str, float]:
+    from megatron_sep.attention.rules import LayerRules
     from megatron_sep.model.build import build_model
     from megatron_sep.train.engine import MegatronEngine
     from megatron_sep.train.microbatch import Microbatch
-    from megatron_sep.train.rules import LayerRules
 
     config = ModelConfig(
         num_layers=options.layers,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config import RunConfig
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.report.describe import in_words
-from megatron_sep.train.rules import LayerRules
 
 HIDDEN, WINDOW, LANDMARK = "#f2f2f2", "#4c78a8", "#f58518"
 

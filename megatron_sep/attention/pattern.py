@@ -4,11 +4,12 @@ Query i sees key j iff ``j <= i``, both lie in the same document, and ``i - j < 
 key these queries are consecutive: ``j <= i < j + reach[j]``. One integer a token therefore holds the whole mask.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,39 @@ class AttentionPattern:
             landmark_BT = landmark_BT | ((after_sinks_BT > 0) & (after_sinks_BT % self.stride == 0))
         return landmark_BT
 
-    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> "MaskPlan":
-        """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation."""
+    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None, capacity: int | None = None) -> "MaskPlan":
+        """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation.
+
+        ``capacity`` promises that no row has more landmarks, so that the fused kernel needs less memory; a row that
+        breaks the promise comes out of attention as NaN. On CUDA the kernel's index is built here, for all layers.
+        """
         length = ids_BT.shape[1]
         landmark_BT = self.landmarks(ids_BT, document_BT)
         window = length if self.window is None else min(self.window, length)
         left_BT = _document_ends(ids_BT, document_BT) - _positions(ids_BT)
         reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window)).to(torch.int32)
-        return MaskPlan(window, landmark_BT, reach_BT, causal=window == length and document_BT is None)
+        start_BT = None if document_BT is None else _document_starts(ids_BT, document_BT).to(torch.int32)
+        most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
+        causal = window == length and document_BT is None
+        plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
+        return plan.prepared() if ids_BT.is_cuda and not causal else plan
+
+    def _most_landmarks(self, length: int, document_BT: Tensor | None) -> int:
+        """The most landmarks a row can have, from what is known without looking at the ids."""
+        if self.separator_ids or document_BT is not None:
+            return length
+        strided = 0 if self.stride is None else max(0, length - self.sinks) // self.stride
+        return min(length, self.sinks + strided)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyIndex:
+    """Where a plan's landmarks are: what the fused kernel reads, the same for all heads and layers."""
+
+    count_BT: Tensor
+    """int32 [B, T + 1]: landmarks before each position; the last entry counts all of the row."""
+    order_BT: Tensor
+    """int32 [B, T]: the positions of the row's landmarks, ascending, then those of its other keys, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +97,23 @@ class MaskPlan:
     """int32: key j is seen by the queries j <= i < j + reach[j]; at least 1, and never past j's document."""
     causal: bool
     """Every query sees every earlier key of its row: plain causal attention."""
+    start_BT: Tensor | None = None
+    """int32: first position of each token's document; None: a row is one document."""
+    capacity: int | None = None
+    """No row has more landmarks than this, known to the host; None: T."""
+    index: KeyIndex | None = None
+    """Built once a micro-batch by ``prepared()``."""
+
+    def prepared(self) -> "MaskPlan":
+        """The same plan with its index: a few O(T) operations on the device, no host synchronisation."""
+        if self.index is not None:
+            return self
+        seen_BT = self.landmark_BT.cumsum(1, dtype=torch.int32)
+        count_BT = pad(seen_BT, (1, 0))
+        position = torch.arange(self.landmark_BT.shape[1], device=self.landmark_BT.device, dtype=torch.int32)
+        slot_BT = torch.where(self.landmark_BT, seen_BT - 1, position - seen_BT + seen_BT[:, -1:])
+        order_BT = torch.empty_like(slot_BT).scatter_(1, slot_BT.long(), position.expand_as(slot_BT))
+        return replace(self, index=KeyIndex(count_BT, order_BT))
 
     def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The rule on indices: does query q of row b see key k? Integer tensors that broadcast."""

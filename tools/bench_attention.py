@@ -2,10 +2,12 @@
 
     python tools/bench_attention.py [--shapes 32,12,12,2048,64,64 ...] [--flex none|default|autotune] [--json FILE]
 
-A shape is B,H,KV,S,D,window. Times are medians of CUDA graph replays in ms. "best" is the faster of torch's cuDNN and
-flash kernels on the same inputs in the same run; without one there is no speed-up to print. Efficiency is best x visible
-share / ours: 1 if a visible pair cost what a pair costs in dense attention. Ours includes the compaction of keys and
-values in every call; the plan, made once a micro-batch, is timed apart. Memory is the peak beyond the inputs.
+A shape is B,H,KV,S,D,window. Times are medians of CUDA graph replays in ms (FlexAttention: of a queue of calls).
+"best" is the faster of torch's cuDNN and flash kernels on the same inputs in the same run; without one there is no
+speed-up to print. Efficiency is best x visible share / ours: 1 if a visible pair cost what a pair costs in dense
+attention. Ours includes the compaction of keys and values in every call; the plan, made once a micro-batch, is timed
+apart. Memory is the peak beyond the inputs. "first" is the first forward and backward of ours in seconds: all of its
+compilation if Triton's cache was empty (set TRITON_CACHE_DIR).
 """
 
 import argparse
@@ -13,8 +15,11 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +70,7 @@ class Row:
     shape: Shape
     share: float
     plan_ms: float
+    first_s: float
     ms: dict[str, tuple[float, float]]
     mib: dict[str, float]
     notes: dict[str, str]
@@ -138,7 +144,7 @@ def _timed(run: Callable[[], Any], times: int) -> list[float]:
         run()
         event.record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
+    return [a.elapsed_time(b) for a, b in pairwise(events)]
 
 
 def peak_mib(run: Callable[[], Any]) -> float:
@@ -158,17 +164,29 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def measure(attention: Attention, tensors: list[Tensor], graph: bool = True) -> tuple[tuple[float, float], float]:
     """((forward, forward + backward) ms, MiB of one forward and backward)."""
-    q, k, v, do = tensors
+    q, k, v, _ = tensors
 
     def forward() -> Tensor:
         with torch.no_grad():
             return attention(q, k, v)
 
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attention(q, k, v), (q, k, v), do)
-
-    do.requires_grad_(False)
+    both = partial(forward_backward, attention, tensors)
     return (milliseconds(forward, graph), milliseconds(both, graph)), peak_mib(both)
+
+
+def forward_backward(attention: Attention, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """One forward and backward: the gradients of q, k and v."""
+    q, k, v, do = tensors
+    return torch.autograd.grad(attention(q, k, v), (q, k, v), do.detach())
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall-clock time of one call."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def dense(backend: SDPBackend, grouped: bool) -> Attention:
@@ -200,7 +218,9 @@ def bench(shape: Shape, layout: str, flex_mode: str, density: float, capacity: i
     methods |= {name: (dense(backend, grouped), True) for name, backend in DENSE.items()}
     if flex_mode != "none":
         methods["flex"] = (flex(plan, grouped, flex_mode == "autotune"), False)
-    row = Row(shape, plan.map_share().item(), milliseconds(lambda: pattern.plan(ids, capacity=capacity)), {}, {}, {})
+    first = seconds(partial(forward_backward, methods["ours"][0], tensors))
+    plan_ms = milliseconds(lambda: pattern.plan(ids, capacity=capacity))
+    row = Row(shape, plan.map_share().item(), plan_ms, first, {}, {}, {})
     for name, (attention, graph) in methods.items():
         try:
             row.ms[name], row.mib[name] = measure(attention, tensors, graph)
@@ -228,9 +248,10 @@ def environment() -> dict[str, str]:
 
 def line(row: Row) -> str:
     """One row of the table."""
-    shape = f"{row.shape.batch},{row.shape.heads}/{row.shape.kv_heads},{row.shape.length},{row.shape.size},{row.shape.window}"
+    x = row.shape
+    shape = f"{x.batch},{x.heads}/{x.kv_heads},{x.length},{x.size},{x.window}"
     (fast_f, fast_b), (eff_f, eff_b) = row.speed_up(), row.efficiency()
-    cells = [shape, f"{row.share:.3f}", f"{row.plan_ms:.3f}"]
+    cells = [shape, f"{row.share:.3f}", f"{row.plan_ms:.3f}", f"{row.first_s:.1f}"]
     for name in ("ours", *DENSE, "flex"):
         cells.append(" / ".join(f"{t:.3f}" for t in row.ms[name]) if name in row.ms else "-")
     cells += [f"{fast_f:.2f} / {fast_b:.2f}", f"{eff_f:.2f} / {eff_b:.2f}"]
@@ -238,10 +259,8 @@ def line(row: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-HEADER = (
-    "| B,H/KV,S,D,n | visible | plan | ours fwd / f+b | cuDNN | flash | Flex | x best | efficiency | MiB ours / cuDNN |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = "B,H/KV,S,D,n; visible; plan; first; ours fwd / f+b; cuDNN; flash; Flex; x best; efficiency; MiB ours / cuDNN"
+HEADER = f"| {COLUMNS.replace(';', ' |')} |\n|{'---|' * len(COLUMNS.split(';'))}"
 
 
 def main() -> None:

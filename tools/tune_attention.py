@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,11 +26,12 @@ from megatron_sep.kernels.sep_attention.tiles import LENGTHS, WINDOWS, Tile, cla
 
 SHAPES = [
     Shape(32, 12, 12, 2048, 64, 64),
-    Shape(4, 12, 12, 16384, 64, 256),
+    Shape(2, 12, 12, 16384, 64, 64),
     Shape(16, 16, 16, 2048, 128, 64),
     Shape(4, 16, 16, 8192, 128, 256),
     Shape(4, 32, 8, 8192, 128, 256),
     Shape(1, 16, 16, 32768, 128, 256),
+    Shape(8, 8, 8, 2048, 256, 64),
 ]
 KERNELS = ("forward", "query_gradient", "key_gradient")
 REGISTERS = {4: (96, 128, 168, None), 8: (128, None)}
@@ -45,25 +47,24 @@ class Job(NamedTuple):
 
 
 def candidates(shape: Shape, kernel: str) -> Iterator[Tile]:
-    """Settings worth timing: blocks of 64 accumulator rows for each group of 4 warps, or 128 when the head is small."""
+    """Settings worth timing: blocks of 64 accumulator rows for each group of 4 warps."""
+    small = shape.size <= 64
     if kernel == "key_gradient":
-        blocks = [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)]
+        blocks = [(32, 64, 4), (64, 64, 4), (64, 128, 8)] + ([(32, 128, 8)] if small else [(16, 64, 4)])
     else:
-        blocks = [(64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)]
-        blocks += [(128, 64, 4), (64, 128, 4)] if shape.size <= 64 else []
-    for (queries, keys, warps), stages in product(blocks, (2, 3, 4)):
+        blocks = [(64, 32, 4), (64, 64, 4), (128, 64, 8)] + ([(64, 128, 4)] if small else [(128, 128, 8)])
+    for (queries, keys, warps), stages in product(blocks, (2, 3) if small else (2, 3, 4)):
         for registers in REGISTERS[warps]:
-            if registers is None or registers > shape.size + 20:
-                for descriptors in (
-                    (True, False) if shape.size <= 64 and warps == 4 and max(queries, keys) == 64 else (True,)
-                ):
-                    yield Tile(queries, keys, warps, stages, registers, descriptors)
+            if registers is None or shape.size + 14 < registers <= 2 * shape.size + 40:
+                yield Tile(queries, keys, warps, stages, registers)
+        if small and warps == 4 and max(queries, keys) == 64 and stages > 2:
+            yield Tile(queries, keys, warps, stages, None, descriptors=False)
 
 
 class Problem:
     """Tensors of one shape, and a way to launch each kernel on them."""
 
-    def __init__(self, shape: Shape, tile: Tile | None = None) -> None:
+    def __init__(self, shape: Shape) -> None:
         self.q, self.k, self.v, self.do = (x.detach() for x in inputs(shape))
         pattern, ids = drawn_ids(shape)
         self.plan = pattern.plan(ids)
@@ -71,7 +72,7 @@ class Problem:
         assert index is not None
         self.scale = shape.size**-0.5
         self.o, self.lse, self.kc, self.vc = fused.sep_attention_forward(
-            self.q, self.k, self.v, self.plan.reach_BT, index.count_BT, index.order_BT, None,
+            self.q, self.k, self.v, self.plan.reach_BT, index.seen_BT, index.sorted_2BG, None,
             shape.window, shape.length, self.scale,
         )  # fmt: skip
         self.dq, self.dk, self.dv = map(torch.empty_like, (self.q, self.k, self.v))
@@ -82,15 +83,15 @@ class Problem:
         index, plan = self.plan.index, self.plan
         assert index is not None
         common = (self.q, self.k, self.v)
-        keys = (self.kc, self.vc, plan.reach_BT, index.count_BT, None, plan.window, self.q.shape[2], self.scale)
+        order = index.sorted_2BG
+        keys = (self.kc, self.vc, plan.reach_BT, index.seen_BT, order, None, plan.window, self.q.shape[2], self.scale)
         if kernel == "forward":
             fused.run_forward(*common, *keys, self.o, self.lse, tile)
         elif kernel == "query_gradient":
             fused.run_query_gradient(*common, *keys, self.o, self.do, self.lse, self.delta, self.dq, tile)
         else:
             fused.run_key_gradient(
-                *common, plan.reach_BT, index.count_BT, index.order_BT, self.scale,
-                self.do, self.lse, self.delta, self.dk, self.dv, tile,
+                *common, order, self.scale, self.do, self.lse, self.delta, self.dk, self.dv, tile,
             )  # fmt: skip
 
 
@@ -127,19 +128,16 @@ def fitting(jobs: list[Job], processes: int) -> list[Job]:
 
 
 def time_jobs(jobs: list[Job]) -> dict[Job, float]:
-    """Milliseconds of each candidate, shape by shape."""
+    """Milliseconds of each candidate; the first eight of each kernel and shape are printed."""
     times: dict[Job, float] = {}
     for shape in dict.fromkeys(job.shape for job in jobs):
         problem = Problem(shape)
         for job in jobs:
             if job.shape == shape:
-                run = lambda job=job: problem.launch(job.kernel, job.tile)  # noqa: E731
-                times[job] = milliseconds(run, least=15.0)
+                times[job] = milliseconds(partial(problem.launch, job.kernel, job.tile), least=15.0)
         for kernel in KERNELS:
-            ranked = sorted((t, job.tile) for job, t in times.items() if job.shape == shape and job.kernel == kernel)
+            ranked = sorted((t, job.tile) for job, t in times.items() if (job.shape, job.kernel) == (shape, kernel))
             print(shape, kernel, *(f"\n    {t:.4f} {tuple(tile)}" for t, tile in ranked[:8]), flush=True)
-        del problem
-        torch.cuda.empty_cache()
     return times
 
 
@@ -148,12 +146,12 @@ def table(times: dict[Job, float]) -> str:
     gpu = torch.cuda.get_device_name()
     lines = {}
     for shape in dict.fromkeys(job.shape for job in times):
-        key = (gpu, shape.size, class_of(shape.length, LENGTHS), class_of(shape.window, WINDOWS))
+        key = (gpu, fused._padded(shape.size), class_of(shape.length, LENGTHS), class_of(shape.window, WINDOWS))
         best = [
             min((t, job.tile) for job, t in times.items() if (job.shape, job.kernel) == (shape, kernel))[1]
             for kernel in KERNELS
         ]
-        body = ", ".join(f"Tile{tuple(tile)}" for tile in best)
+        body = ", ".join(map(str, best))
         lines.setdefault(key, f"    {key!r}: Tiles({body}),")
     return "TABLE: dict[tuple[str, int, str, str], Tiles] = {\n" + "\n".join(lines.values()) + "\n}"
 

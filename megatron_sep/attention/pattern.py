@@ -9,7 +9,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+GAP = 128
+"""A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class AttentionPattern:
         ``document_BT`` numbers the documents of a packed sequence, constant inside a document and changing between
         neighbours; None: the whole row is one document.
         """
-        position_BT = (_positions(ids_BT) - _document_starts(ids_BT, document_BT)).expand_as(ids_BT)
+        position_BT = _positions(ids_BT).expand_as(ids_BT)
+        if document_BT is not None:
+            position_BT = position_BT - _document_starts(document_BT)
         landmark_BT = position_BT < self.sinks
         if self.separator_ids:
             table = _separator_table(self.separator_ids, ids_BT.device)
@@ -59,9 +63,12 @@ class AttentionPattern:
         length = ids_BT.shape[1]
         landmark_BT = self.landmarks(ids_BT, document_BT)
         window = length if self.window is None else min(self.window, length)
-        left_BT = _document_ends(ids_BT, document_BT) - _positions(ids_BT)
-        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window)).to(torch.int32)
-        start_BT = None if document_BT is None else _document_starts(ids_BT, document_BT).to(torch.int32)
+        left_BT = torch.arange(length, 0, -1, device=ids_BT.device, dtype=torch.int32)
+        start_BT = None
+        if document_BT is not None:
+            start_BT = _document_starts(document_BT).to(torch.int32)
+            left_BT = left_BT - _document_starts(document_BT.flip(1)).to(torch.int32).flip(1)
+        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window))
         most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
         causal = window == length and document_BT is None
         plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
@@ -79,10 +86,11 @@ class AttentionPattern:
 class KeyIndex:
     """Where a plan's landmarks are: what the fused kernel reads, the same for all heads and layers."""
 
-    count_BT: Tensor
-    """int32 [B, T + 1]: landmarks before each position; the last entry counts all of the row."""
-    order_BT: Tensor
-    """int32 [B, T]: the positions of the row's landmarks, ascending, then those of its other keys, ascending."""
+    seen_BT: Tensor
+    """int32 [B, T]: landmarks up to each position, itself included."""
+    sorted_2BG: Tensor
+    """int32 [2, B, T + GAP]: positions and reaches of the row's landmarks, ascending, then from the next multiple of
+    GAP on those of its other keys, ascending. Zero where there is no key: a key's reach is at least 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +116,15 @@ class MaskPlan:
         """The same plan with its index: a few O(T) operations on the device, no host synchronisation."""
         if self.index is not None:
             return self
-        seen_BT = self.landmark_BT.cumsum(1, dtype=torch.int32)
-        count_BT = pad(seen_BT, (1, 0))
-        position = torch.arange(self.landmark_BT.shape[1], device=self.landmark_BT.device, dtype=torch.int32)
-        slot_BT = torch.where(self.landmark_BT, seen_BT - 1, position - seen_BT + seen_BT[:, -1:])
-        order_BT = torch.empty_like(slot_BT).scatter_(1, slot_BT.long(), position.expand_as(slot_BT))
-        return replace(self, index=KeyIndex(count_BT, order_BT))
+        batch, length = self.landmark_BT.shape
+        position = _positions(self.landmark_BT)
+        seen_BT = self.landmark_BT.cumsum(1)
+        others_from = (seen_BT[:, -1:] + (GAP - 1)) & -GAP
+        slot_BT = torch.where(self.landmark_BT, seen_BT - 1, position + others_from - seen_BT)
+        sorted_2BG = self.reach_BT.new_zeros(2, batch, length + GAP)
+        sorted_2BG[0].scatter_(1, slot_BT, position.to(torch.int32).expand(batch, length))
+        sorted_2BG[1].scatter_(1, slot_BT, self.reach_BT)
+        return replace(self, index=KeyIndex(seen_BT.to(torch.int32), sorted_2BG))
 
     def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The rule on indices: does query q of row b see key k? Integer tensors that broadcast."""
@@ -146,21 +157,11 @@ def _positions(ids_BT: Tensor) -> Tensor:
     return torch.arange(ids_BT.shape[1], device=ids_BT.device)
 
 
-def _document_starts(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
+def _document_starts(document_BT: Tensor) -> Tensor:
     """Index of the first token of each token's document."""
-    if document_BT is None:
-        return torch.zeros_like(_positions(ids_BT))
     first_BT = torch.ones_like(document_BT, dtype=torch.bool)
     first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
-    return torch.where(first_BT, _positions(ids_BT), 0).cummax(1).values
-
-
-def _document_ends(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
-    """One past the last token of each token's document."""
-    length = ids_BT.shape[1]
-    if document_BT is None:
-        return torch.full_like(_positions(ids_BT), length)
-    return length - _document_starts(ids_BT, document_BT.flip(1)).flip(1)
+    return torch.where(first_BT, _positions(document_BT), 0).cummax(1).values
 
 
 @lru_cache(maxsize=16)

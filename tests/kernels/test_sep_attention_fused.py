@@ -290,7 +290,7 @@ def test_the_custom_operator_keeps_torchs_contract() -> None:
 
     plan, tensors = small_case(length=24, batch=1)
     q, k, v = (x.detach().contiguous().requires_grad_() for x in tensors[:3])
-    arguments = (q, k, v, plan.reach_BT, plan.index.count_BT, plan.index.order_BT, None, 9, 24, 0.2)
+    arguments = (q, k, v, plan.reach_BT, plan.index.seen_BT, plan.index.sorted_2BG, None, 9, 24, 0.2)
     torch.library.opcheck(sep_attention_forward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -69,7 +69,7 @@ def outputs(attention, tensors: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def fused(plan: MaskPlan, scale: float | None = None):
-    """The kernel, its uninitialised memory filled with NaN."""
+    """The kernel as an attention function."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sep_attention(q, k, v, plan, scale=scale, backend="triton")
@@ -104,7 +104,7 @@ def check(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: f
 @pytest.mark.parametrize("chunk", range(16))
 def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and all gradients: any window, landmarks, packing, groups, layout, tile; odd lengths; NaN all around."""
-    for seed in range(12 * chunk, 12 * chunk + 12):
+    for seed in range(10 * chunk, 10 * chunk + 10):
         draw = Draw(seed)
         query_tile = Tile(draw.one_of(16, 32), draw.one_of(8, 16, 32), 4, 1, None, draw.one_of(True, False))
         key_tile = Tile(draw.one_of(8, 16, 32), draw.one_of(16, 32), 4, 1, None, query_tile.descriptors)

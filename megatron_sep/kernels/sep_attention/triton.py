@@ -458,8 +458,7 @@ def run_forward(
     window: int, capacity: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
 ) -> None:  # fmt: skip
     """Fill ``o`` and ``lse``."""
-    common = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
-    descriptors, grid, constants, options = common
+    descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
     _forward_kernel[grid](
         q, *descriptors, reach, seen, order, reach if start is None else start, o, lse, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],

@@ -27,6 +27,21 @@ class LayerNorm(torch.nn.LayerNorm):
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
+class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
+    """megatron-core's row-parallel matrix product, told its group.
+
+    Left to itself it passes None on, and the warning about that is a break in the compiled layer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._multiply = self._forward_impl
+        self._forward_impl = self._multiply_in_group
+
+    def _multiply_in_group(self, **arguments: Any) -> Tensor:
+        return self._multiply(**arguments | {"tp_group": self.tp_group})  # type: ignore[no-any-return]
+
+
 class NeoXLayer(TransformerLayer):  # type: ignore[misc]
     """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
 
@@ -89,5 +104,6 @@ def neox_block(
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = LayerNorm
     parts.self_attention.submodules.core_attention = ModuleSpec(module=SepCoreAttention, params={"backend": backend})
+    parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=LayerNorm)

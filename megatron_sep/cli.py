@@ -8,7 +8,11 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+pile = typer.Typer(no_args_is_help=True, help="The Pile as it is published: check, join or cut its parts.")
+app.add_typer(pile, name="pile")
+
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run", show_default=False)]
+ShardPrefix = Annotated[Path, typer.Argument(help="path without .idx and .bin", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
 
 
@@ -34,6 +38,80 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     from megatron_sep.report.describe import describe
 
     typer.echo(describe(load_config(config, overrides or ())))
+
+
+@app.command()
+def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Turn text into a shard of tokens and its manifest, or go on where a killed preparation stopped."""
+    from megatron_sep.config.load import load
+    from megatron_sep.config.prepare import PrepareConfig
+
+    prepare_config = load(PrepareConfig, config, overrides or ())
+    from megatron_sep.data.prepare import prepare as make
+
+    made = make(prepare_config)
+    typer.echo(f"{prepare_config.output}: {made['tokens']:,} tokens of {made['documents']['written']:,} documents")
+    for reason, count in made["documents"]["dropped"].items():
+        typer.echo(f"  dropped, {reason}: {count:,}")
+
+
+@app.command()
+def batch(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(help="training step, from 1")] = 1,
+    rows: Annotated[list[int] | None, typer.Option("--row", help="sequence of the global batch, from 0")] = None,
+    position: Annotated[int | None, typer.Option(help="show what this token sees")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what was in a training step: documents, text, and what each layer's pattern lets a token see."""
+    from megatron_sep.config import load_config
+
+    run_config = load_config(config, overrides or ())
+    from megatron_sep.attention.rules import LayerRules
+    from megatron_sep.data.tokenizer import load_tokenizer
+    from megatron_sep.data.view import to_json, to_text, view_step
+
+    tokenizer = load_tokenizer(run_config.tokenizer.path, run_config.tokenizer.eod)
+    rules = LayerRules.of(run_config.attention, run_config.model.num_layers, tokenizer)
+    views = view_step(run_config, rules, step, rows or [0])
+    if as_json:
+        typer.echo(to_json(views, position))
+        return
+    from rich.console import Console
+
+    for view in views:
+        Console(soft_wrap=True).print(to_text(view, position))
+
+
+@pile.command()
+def verify(
+    prefix: ShardPrefix,
+    checksums: Annotated[Path | None, typer.Option(help="file as `sha256sum` writes it")] = None,
+) -> None:
+    """Read every file of a set once, and hold it against its checksums and its index."""
+    from megatron_sep.data import pile as sets
+
+    report = sets.verify(prefix, checksums)
+    typer.echo(sets.summary(report))
+    raise typer.Exit(1 if report.wrong else 0)
+
+
+@pile.command()
+def join(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefix of the joined files")]) -> None:
+    """Write the parts of a set as one file, for other programs; training reads the parts where they lie."""
+    from megatron_sep.data import pile as sets
+
+    typer.echo(f"{sets.join(prefix, output)}  {output}.bin")
+
+
+@pile.command()
+def split(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefix of the parts")]) -> None:
+    """Cut a joined set into parts of 5,000,000,000 bytes."""
+    from megatron_sep.data import pile as sets
+
+    for part in sets.split(prefix, output):
+        typer.echo(part)
 
 
 @app.command()
@@ -71,6 +149,21 @@ def plot(
     from megatron_sep.report.curves import plot_losses
 
     plot_losses(run_dirs, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def mask(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    text: Annotated[str, typer.Option(help="text to show it on")] = "Cats sleep, dogs run. Birds sing; fish?",
+    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("mask.png"),
+) -> None:
+    """Draw which tokens each token of a text sees, for every kind of layer."""
+    from megatron_sep.config import load_config
+    from megatron_sep.report.attention_map import plot_masks
+
+    plot_masks(load_config(config, overrides or ()), text, out)
     typer.echo(f"wrote {out}")
 
 

@@ -23,13 +23,12 @@ sep_setup() {
         rm -rf .venv
         sep_make_venv "$python" || return 1
     fi
-    if [[ $(cat ".venv/stamp-$extras" 2>/dev/null) != "$stamp" ]]; then
+    if [[ $(cat ".venv/stamp-$extras" 2>/dev/null) != "$stamp" && $(cat .venv/stamp-dev 2>/dev/null) != "$stamp" ]]; then
         echo "installing megatron_sep[$extras] into .venv (the first time takes some minutes)"
         sep_install "$extras" || return 1
         echo "$stamp" >".venv/stamp-$extras"
     fi
-    PATH="$PWD/.venv/bin:$PATH"
-    export PATH
+    export PATH="$PWD/.venv/bin:$PATH"
 }
 
 sep_make_venv() {

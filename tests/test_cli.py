@@ -67,9 +67,11 @@ def test_train_generate_and_plot(tiny: Callable[..., RunConfig], tmp_path: Path)
     picture = tmp_path / "loss.png"
     assert call("plot", str(config.dir), "--out", str(picture)).returncode == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert call("mask", str(path), "--out", str(picture.with_name("mask.png"))).returncode == 0
+    assert picture.with_name("mask.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("verb", ["train", "show", "generate", "plot"])
+@pytest.mark.parametrize("verb", ["train", "show", "prepare", "batch", "pile", "generate", "plot", "mask"])
 def test_every_verb_explains_itself(verb: str) -> None:
     """--help works for each verb and says what it does."""
     shown = call(verb, "--help")

@@ -12,7 +12,10 @@ class SeparatorError(ValueError):
 
 
 class Tokens(Protocol):
-    """What looking a separator up needs of a tokenizer."""
+    """What the rules need of a tokenizer."""
+
+    eod_id: int
+    """End-of-document token."""
 
     def token_ids(self, text: str) -> list[int]:
         """The ids of ``text`` alone, with no special tokens and no space put before it."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LayerPlans(Protocol):
-    """The patterns of a model: ``train.rules.LayerRules`` is one."""
+    """The patterns of a model: ``attention.rules.LayerRules`` is one."""
 
     @property
     def patterns(self) -> "tuple[AttentionPattern, ...]":

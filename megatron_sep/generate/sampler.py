@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import ParallelConfig, RunConfig
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.parallel.groups import current_device
 from megatron_sep.train import checkpoint
 from megatron_sep.train.checkpoint import CheckpointError, Checkpoints
-from megatron_sep.train.rules import LayerRules
 
 
 @dataclass(frozen=True)

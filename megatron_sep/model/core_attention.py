@@ -1,6 +1,5 @@
 """megatron-core's core attention, computed by Sep-Attention under the plan of its layer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from megatron.core import tensor_parallel
@@ -17,7 +16,6 @@ class SepCoreAttention(MegatronModule):  # type: ignore[misc]
     def __init__(
         self,
         config: TransformerConfig,
-        layer_number: int,
         attention_dropout: float | None = None,
         backend: str = "auto",
         **_: Any,
@@ -25,17 +23,15 @@ class SepCoreAttention(MegatronModule):  # type: ignore[misc]
         super().__init__(config=config)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.backend = backend
-        self.layer = layer_number - 1
 
-    def forward(
-        self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, attention_mask: Sequence[MaskPlan], **_: Any
-    ) -> Tensor:
-        """``attention_mask`` is the batch's plans, one a layer of the whole model; returns [S, B, H * D]."""
+    def forward(self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, attention_mask: MaskPlan, **_: Any) -> Tensor:
+        """``attention_mask`` is the layer's plan; returns [S, B, H * D]."""
         q_BHSD, k_BHSD, v_BHSD = (t.permute(1, 2, 0, 3) for t in (q_SBHD, k_SBHD, v_SBHD))
-        plan = attention_mask[self.layer]
         if self.training and self.dropout > 0:
             with tensor_parallel.get_cuda_rng_tracker().fork():  # heads differ between tensor-parallel ranks
-                o_BHSD = sep_attention(q_BHSD, k_BHSD, v_BHSD, plan, backend=self.backend, dropout=self.dropout)
+                o_BHSD = sep_attention(
+                    q_BHSD, k_BHSD, v_BHSD, attention_mask, backend=self.backend, dropout=self.dropout
+                )
         else:
-            o_BHSD = sep_attention(q_BHSD, k_BHSD, v_BHSD, plan, backend=self.backend)
+            o_BHSD = sep_attention(q_BHSD, k_BHSD, v_BHSD, attention_mask, backend=self.backend)
         return o_BHSD.permute(2, 0, 1, 3).flatten(2)

@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.model.core_attention import SepCoreAttention
 
-Plans = Sequence[MaskPlan]
-
 
 class LayerNorm(torch.nn.LayerNorm):
     """torch's LayerNorm, built as megatron-core builds its norms."""
@@ -39,23 +37,24 @@ class NeoXLayer(TransformerLayer):  # type: ignore[misc]
         self.residual: Callable[..., Tensor] = torch.compile(residual, dynamic=False) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Plans, rotary_pos_emb: Tensor | None = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None]:
-        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer."""
+        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
+        plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
             kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
             return checkpoint(
-                self.residual, hidden_states, attention_mask, rotary_pos_emb, use_reentrant=False, context_fn=kept
+                self.residual, hidden_states, plan, rotary_pos_emb, use_reentrant=False, context_fn=kept
             ), None
-        return self.residual(hidden_states, attention_mask, rotary_pos_emb), None
+        return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plans: Plans, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plans, rotary_pos_emb=rotary)
+    def _parallel_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
         transformed = self.mlp(self.pre_mlp_layernorm(x))
         return self._add(transformed, self._add(attended, x))
 
-    def _sequential_residual(self, x: Tensor, plans: Plans, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plans, rotary_pos_emb=rotary)
+    def _sequential_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
         x = self._add(attended, x)
         return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
 

@@ -3,10 +3,10 @@
 from itertools import groupby
 
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.data.tokenizer import TokenizerError, load_tokenizer
 from megatron_sep.model.size import ModelSize, padded_vocab_size
-from megatron_sep.train.rules import LayerRules
 
 
 def describe(config: RunConfig) -> str:

@@ -14,6 +14,10 @@ class DivergedError(RuntimeError):
 def train(run: Run) -> None:
     """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way."""
     config = run.config
+    if run.state.step >= config.train.steps:
+        run.say(f"{config.dir} is done: step {run.state.step} of {config.train.steps}; raise train.steps to go on")
+        run.metrics.close()
+        return
     skipped_in_a_row = 0
     if run.state.step == 0:
         validate(run)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megatron_sep.attention.pattern import MaskPlan
-from megatron_sep.train.rules import LayerRules
+from megatron_sep.attention.rules import LayerRules
 
 
 @dataclass(frozen=True)

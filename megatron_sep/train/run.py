@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import RunConfig, TrainConfig
-from megatron_sep.data.batches import Batches, Samples, Split
-from megatron_sep.data.shards import Shard
+from megatron_sep.data.batches import Samples, Split
+from megatron_sep.data.open import open_samples
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.model.size import ModelSize, padded_vocab_size
@@ -19,7 +21,6 @@ from megatron_sep.train.checkpoint import Checkpoints, TrainState
 from megatron_sep.train.engine import Engine, MegatronEngine
 from megatron_sep.train.metrics import Metrics, make_metrics
 from megatron_sep.train.microbatch import Microbatch
-from megatron_sep.train.rules import LayerRules
 from megatron_sep.train.schedule import LearningRate
 from megatron_sep.train.statistics import Statistics
 
@@ -38,6 +39,11 @@ class Run:
     metrics: Metrics
     statistics: Statistics
     state: TrainState
+
+    def say(self, message: str) -> None:
+        """Print once for the job."""
+        if is_first_rank():
+            print(message, flush=True)
 
     def save(self) -> Path:
         return self.checkpoints.save(self.state, self.config, self.vocab_size, self.engine.state())
@@ -89,22 +95,15 @@ def open_inputs(config: RunConfig) -> Inputs:
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
     vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
     rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
-    shard = Shard.open(config.data.path)
-    splits: tuple[Split, ...] = ("train", "valid") if config.train.eval_every else ("train",)
-    train, *valid = (_samples(config, shard, split, tokenizer.vocab_size) for split in splits)
-    return Inputs(tokenizer, vocab_size, rules, train, valid[0] if valid else None)
+    counts, size = config.train, config.train.global_batch_size
+    take = partial(_samples, config, tokenizer.vocab_size)
+    train = take("train", counts.steps * size)
+    valid = take("valid", counts.eval_batches * size) if counts.eval_every else None
+    return Inputs(tokenizer, vocab_size, rules, train, valid)
 
 
-def _samples(config: RunConfig, shard: Shard, split: Split, vocab_size: int) -> Batches:
-    return Batches(
-        shard,
-        split,
-        config.model.sequence_length,
-        seed=config.data.seed,
-        shuffle=config.data.shuffle and split == "train",
-        vocab_size=vocab_size,
-        shares=config.data.split,
-    )
+def _samples(config: RunConfig, vocab_size: int, split: Split, count: int) -> Samples:
+    return open_samples(config.data, split, config.model.sequence_length, vocab_size, count)
 
 
 def build_run(config: RunConfig) -> Run:

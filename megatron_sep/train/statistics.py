@@ -8,10 +8,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.model.size import ModelSize
 from megatron_sep.train.metrics import peak_flops
 from megatron_sep.train.microbatch import Microbatch
-from megatron_sep.train.rules import LayerRules
 
 
 @dataclass

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan, document_numbers
-from megatron_sep.attention.separators import PAPER_SEPARATORS, separator_ids
+from megatron_sep.attention.separators import PAPER_SEPARATORS, Tokens, separator_ids
 from megatron_sep.config.schema import AttentionConfig
-from megatron_sep.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class LayerRules:
     document_end: int | None
 
     @classmethod
-    def of(cls, attention: AttentionConfig, num_layers: int, tokenizer: Tokenizer) -> "LayerRules":
+    def of(cls, attention: AttentionConfig, num_layers: int, tokenizer: Tokens) -> "LayerRules":
         """Look the separators up in the tokenizer. Raises SeparatorError."""
         texts = PAPER_SEPARATORS if attention.separators == "default" else attention.separators
         ids = separator_ids(texts, tokenizer)

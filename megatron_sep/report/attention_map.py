@@ -1,0 +1,60 @@
+"""Which tokens each token sees, drawn for a text under the pattern of every kind of layer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.attention.rules import LayerRules
+from megatron_sep.config import RunConfig
+from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.report.describe import in_words
+
+HIDDEN, WINDOW, LANDMARK = "#f2f2f2", "#4c78a8", "#f58518"
+
+
+def plot_masks(config: RunConfig, text: str, png: Path) -> None:
+    """One panel for each pattern of the model: rows are queries, columns keys, landmarks in a colour of their own."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+    rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
+    ids = tokenizer.encode(text)
+    labels = [tokenizer.decode([i]).replace("\n", "\\n").replace("\t", "\\t").replace(" ", "␣") for i in ids]
+    panels = dict(zip(rules.patterns, rules.plans(torch.tensor([ids])), strict=True))
+    side = 1.5 + 0.22 * len(ids)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(side * len(panels), side), layout="constrained", squeeze=False
+    )
+    for axis, (pattern, plan) in zip(axes[0], panels.items(), strict=True):
+        _draw(axis, plan, labels, _title(rules.patterns, pattern))
+    figure.savefig(png, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _title(patterns: tuple[AttentionPattern, ...], pattern: AttentionPattern) -> str:
+    layers = [str(number) for number, other in enumerate(patterns) if other == pattern]
+    seen = in_words(pattern).split(" (ids")[0].replace(", ", ",\n", 1)
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(layers)}: {seen}"
+
+
+def _draw(axis: Any, plan: MaskPlan, labels: list[str], title: str) -> None:
+    from matplotlib.colors import ListedColormap
+
+    seen_TT = plan.dense()[0].int()
+    colour_TT = seen_TT * (1 + plan.landmark_BT[0].int()[None, :])
+    axis.imshow(colour_TT.numpy(), cmap=ListedColormap([HIDDEN, WINDOW, LANDMARK]), vmin=0, vmax=2)
+    ticks = range(len(labels))
+    axis.set_xticks(ticks, labels, rotation=90, family="monospace", fontsize=8)
+    axis.set_yticks(ticks, labels, family="monospace", fontsize=8)
+    axis.set_xticks([t - 0.5 for t in ticks], minor=True)
+    axis.set_yticks([t - 0.5 for t in ticks], minor=True)
+    axis.grid(which="minor", color="white", linewidth=1)
+    axis.tick_params(which="both", length=0)
+    axis.set_xlabel("key")
+    axis.set_ylabel("query")
+    axis.set_title(title, fontsize=9, loc="left")

@@ -1,0 +1,83 @@
+"""The README's own commands, run as it gives them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+FIRST_LOSS_SHARE = 0.6
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files alone, as a clone has them, beside the environment that is there already."""
+    folder = tmp_path_factory.mktemp("checkout") / "megatron_sep"
+    files = subprocess.check_output(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    ).splitlines()
+    for name in files:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    if (ROOT / ".venv" / "stamp-dev").is_file():
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+    return folder
+
+
+def shell(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_quickstart(checkout: Path) -> None:
+    """The validation loss falls to 60 % of its first value, words are generated, and the second call says done."""
+    assert BLOCKS[0].strip() == "./scripts/quickstart.sh"
+    said = shell(BLOCKS[0], checkout)
+    run = checkout / "runs" / "quickstart"
+    valid = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "valid/loss" in line]
+    assert valid[-1]["valid/loss"] <= FIRST_LOSS_SHARE * valid[0]["valid/loss"]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    words = re.findall(r"[a-z]{3,}", (run / "sample.txt").read_text().lower())
+    corpus = set(re.findall(r"[a-z]{3,}", (run / "corpus.jsonl").read_text().lower()))
+    known = [word for word in words if word in corpus]
+    assert len(words) >= 10
+    assert len(known) >= 0.7 * len(words), words
+    assert "next:" in said
+    assert "is done" in shell(BLOCKS[0], checkout)
+
+
+def test_the_training_commands(checkout: Path) -> None:
+    """Every command of the README's training block works after the quickstart, shortened to a few steps more."""
+    done = sum("train/loss" in line for line in (checkout / "runs/quickstart/metrics.jsonl").read_text().splitlines())
+    assert done
+    block = (
+        BLOCKS[2].replace("train.steps=600", "train.steps=322").replace("dir=runs/two", "dir=runs/two train.steps=4")
+    )
+    said = shell(block, checkout)
+    assert "step 322/322  loss" in said
+    assert "step 4/4  loss" in said
+    assert (checkout / "loss.png").is_file()
+
+
+def test_the_gate_starts(checkout: Path) -> None:
+    """./scripts/test.sh goes through format, lint, types and imports; the tests themselves are collected."""
+    assert BLOCKS[1].strip() == "./scripts/test.sh"
+    subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
+    said = shell(BLOCKS[1].strip() + " --collect-only", checkout)
+    assert "Success: no issues found" in said
+    assert "Contracts: 1 kept, 0 broken" in said
+    assert "tests/test_readme.py" in said

@@ -7,7 +7,7 @@ version of Unicode treats alike (see ``_SAFE``); the rest is the library's.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -39,10 +39,10 @@ class WordTable:
     def __init__(self, encode: Callable[[str], list[int]], added: list[dict[str, Any]]) -> None:
         """``encode`` is the library's, of a text; ``added`` the tokens that it cuts out before it splits words."""
         self._words = _Words(encode)
-        raw = [token["content"] for token in added if not token["normalized"]]
-        normal = [token["content"] for token in added if token["normalized"]]
         self._added = {token["content"]: (int(token["id"]),) for token in added}
-        self._cuts = [cut for cut in (_splitter(raw), _splitter(normal)) if cut is not None]
+        self._words.update(self._added)
+        normalized = ([t["content"] for t in added if t["normalized"] == flag] for flag in (False, True))
+        self._cuts = [_splitter(tokens) for tokens in normalized if tokens]
 
     def encode(self, text: str) -> list[int] | None:
         """The ids of ``text``, or None where it has a character that is the library's business."""
@@ -50,18 +50,21 @@ class WordTable:
             return None
         if len(self._words) > _LIMIT:
             self._words.clear()
-        return list(chain.from_iterable(self._parts(text, 0)))
+            self._words.update(self._added)
+        words: list[str] = []
+        self._split(text, 0, words)
+        return list(chain.from_iterable(map(self._words.__getitem__, words)))
 
-    def _parts(self, text: str, level: int) -> Iterator[Ids]:
-        """The ids of each word; added tokens are cut out at the first level, and at the second from what is left."""
+    def _split(self, text: str, level: int, words: list[str]) -> None:
+        """Append the words of ``text``; added tokens are cut out first, level by level."""
         if level == len(self._cuts):
-            yield from map(self._words.__getitem__, _WORDS.findall(text))
+            words += _WORDS.findall(text)
             return
         for number, piece in enumerate(self._cuts[level].split(text)):
             if number % 2:
-                yield self._added[piece]
+                words.append(piece)
             elif piece:
-                yield from self._parts(piece, level + 1)
+                self._split(piece, level + 1, words)
 
 
 class _Words(dict[str, Ids]):
@@ -74,7 +77,7 @@ class _Words(dict[str, Ids]):
         return ids
 
 
-def _splitter(tokens: list[str]) -> re.Pattern[str] | None:
+def _splitter(tokens: list[str]) -> re.Pattern[str]:
     """Cuts out these tokens, the longest first; every second piece of a split is one."""
     longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if tokens else None
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")

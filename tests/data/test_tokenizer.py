@@ -1,5 +1,6 @@
 """Tokenizers: ids, separators, cutting, and what is refused."""
 
+import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +82,27 @@ def test_most_text_goes_word_by_word() -> None:
     assert tokenizer._words is not None
     assert tokenizer._words.encode("Plain “text”, naïve — and  so on.\n") is not None
     assert tokenizer._words.encode("日") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("pre_tokenizer", {"add_prefix_space": True}),
+        ("pre_tokenizer", {"use_regex": False}),
+        ("normalizer", {"type": "NFKC"}),
+        ("normalizer", {"type": "Lowercase"}),
+    ],
+)
+def test_other_ways_of_splitting_are_the_library_s(tmp_path: Path, section: str, change: dict[str, object]) -> None:
+    """A tokenizer that changes or splits text in another way is left to the library, and has its ids."""
+    settings = json.loads(_with_added_tokens().read_text())
+    settings[section] = {**settings[section], **change}
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(settings))
+    tokenizer, text = load_tokenizer(path, "<|end|>"), "Ab ab's  BA\nab" * 900
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert tokenizer._words is None
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
 
 
 def test_an_unknown_end_of_document_token_is_refused(tokenizer_path: Path) -> None:

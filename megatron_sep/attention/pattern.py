@@ -4,11 +4,14 @@ Query i sees key j iff ``j <= i``, both lie in the same document, and ``i - j < 
 key these queries are consecutive: ``j <= i < j + reach[j]``. One integer a token therefore holds the whole mask.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+GAP = 128
+"""A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class AttentionPattern:
         ``document_BT`` numbers the documents of a packed sequence, constant inside a document and changing between
         neighbours; None: the whole row is one document.
         """
-        position_BT = (_positions(ids_BT) - _document_starts(ids_BT, document_BT)).expand_as(ids_BT)
+        position_BT = _positions(ids_BT).expand_as(ids_BT)
+        if document_BT is not None:
+            position_BT = position_BT - _document_starts(document_BT)
         landmark_BT = position_BT < self.sinks
         if self.separator_ids:
             table = _separator_table(self.separator_ids, ids_BT.device)
@@ -49,14 +54,43 @@ class AttentionPattern:
             landmark_BT = landmark_BT | ((after_sinks_BT > 0) & (after_sinks_BT % self.stride == 0))
         return landmark_BT
 
-    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> "MaskPlan":
-        """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation."""
+    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None, capacity: int | None = None) -> "MaskPlan":
+        """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation.
+
+        ``capacity`` promises that no row has more landmarks, so that the fused kernel needs less memory; a row that
+        breaks the promise comes out of attention as NaN. On CUDA the kernel's index is built here, for all layers.
+        """
         length = ids_BT.shape[1]
         landmark_BT = self.landmarks(ids_BT, document_BT)
         window = length if self.window is None else min(self.window, length)
-        left_BT = _document_ends(ids_BT, document_BT) - _positions(ids_BT)
-        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window)).to(torch.int32)
-        return MaskPlan(window, landmark_BT, reach_BT, causal=window == length and document_BT is None)
+        left_BT = torch.arange(length, 0, -1, device=ids_BT.device, dtype=torch.int32)
+        start_BT = None
+        if document_BT is not None:
+            start_BT = _document_starts(document_BT).to(torch.int32)
+            left_BT = left_BT - _document_starts(document_BT.flip(1)).to(torch.int32).flip(1)
+        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window))
+        most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
+        causal = window == length and document_BT is None
+        plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
+        return plan.prepared() if ids_BT.is_cuda and not causal else plan
+
+    def _most_landmarks(self, length: int, document_BT: Tensor | None) -> int:
+        """The most landmarks a row can have, from what is known without looking at the ids."""
+        if self.separator_ids or document_BT is not None:
+            return length
+        strided = 0 if self.stride is None else max(0, length - self.sinks) // self.stride
+        return min(length, self.sinks + strided)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyIndex:
+    """Where a plan's landmarks are: what the fused kernel reads, the same for all heads and layers."""
+
+    seen_BT: Tensor
+    """int32 [B, T]: landmarks up to each position, itself included."""
+    sorted_2BG: Tensor
+    """int32 [2, B, T + GAP]: positions and reaches of the row's landmarks, ascending, then from the next multiple of
+    GAP on those of its other keys, ascending. Zero where there is no key: a key's reach is at least 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +105,26 @@ class MaskPlan:
     """int32: key j is seen by the queries j <= i < j + reach[j]; at least 1, and never past j's document."""
     causal: bool
     """Every query sees every earlier key of its row: plain causal attention."""
+    start_BT: Tensor | None = None
+    """int32: first position of each token's document; None: a row is one document."""
+    capacity: int | None = None
+    """No row has more landmarks than this, known to the host; None: T."""
+    index: KeyIndex | None = None
+    """Built once a micro-batch by ``prepared()``."""
+
+    def prepared(self) -> "MaskPlan":
+        """The same plan with its index: a few O(T) operations on the device, no host synchronisation."""
+        if self.index is not None:
+            return self
+        batch, length = self.landmark_BT.shape
+        position = _positions(self.landmark_BT)
+        seen_BT = self.landmark_BT.cumsum(1)
+        others_from = (seen_BT[:, -1:] + (GAP - 1)) & -GAP
+        slot_BT = torch.where(self.landmark_BT, seen_BT - 1, position + others_from - seen_BT)
+        sorted_2BG = self.reach_BT.new_zeros(2, batch, length + GAP)
+        sorted_2BG[0].scatter_(1, slot_BT, position.to(torch.int32).expand(batch, length))
+        sorted_2BG[1].scatter_(1, slot_BT, self.reach_BT)
+        return replace(self, index=KeyIndex(seen_BT.to(torch.int32), sorted_2BG))
 
     def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The rule on indices: does query q of row b see key k? Integer tensors that broadcast."""
@@ -103,21 +157,11 @@ def _positions(ids_BT: Tensor) -> Tensor:
     return torch.arange(ids_BT.shape[1], device=ids_BT.device)
 
 
-def _document_starts(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
+def _document_starts(document_BT: Tensor) -> Tensor:
     """Index of the first token of each token's document."""
-    if document_BT is None:
-        return torch.zeros_like(_positions(ids_BT))
     first_BT = torch.ones_like(document_BT, dtype=torch.bool)
     first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
-    return torch.where(first_BT, _positions(ids_BT), 0).cummax(1).values
-
-
-def _document_ends(ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
-    """One past the last token of each token's document."""
-    length = ids_BT.shape[1]
-    if document_BT is None:
-        return torch.full_like(_positions(ids_BT), length)
-    return length - _document_starts(ids_BT, document_BT.flip(1)).flip(1)
+    return torch.where(first_BT, _positions(document_BT), 0).cummax(1).values
 
 
 @lru_cache(maxsize=16)

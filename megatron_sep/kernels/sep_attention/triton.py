@@ -1,0 +1,554 @@
+"""Sep-Attention fused, forward and backward, at a cost that follows the visible pairs. README.md has the derivation.
+
+Shapes: B rows of S tokens, H query heads in groups that share one of N key heads, head size D, padded to P. ``seen``
+and ``sorted`` are the plan's KeyIndex; ``reach`` and ``start`` its tensors. A tile is a block of queries by a block of
+keys. No atomics, so the result is the same bits every time; nothing waits for the host.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from megatron_sep.attention.pattern import GAP, MaskPlan
+from megatron_sep.kernels.sep_attention.tiles import Tile, Tiles, choose_tiles
+
+LOG2_E = 1.4426950408889634
+HEAD_SIZES = (32, 64, 128, 256)
+PACKED_HEADS = 8
+"""At most this many heads of a group share one block of query rows."""
+
+
+@triton.jit
+def _tile(X, base, stride, b, h, row, end, D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, TMA: tl.constexpr):
+    """Rows [row, row + ROWS) of one head, zero past the end: through a descriptor, or a pointer and a row stride."""
+    if TMA:
+        tile = X.load([b, h, row, 0]).reshape(ROWS, P)
+    else:
+        r = tl.arange(0, ROWS)
+        d = tl.arange(0, P)
+        mask = (row + r < end)[:, None]
+        if D != P:
+            mask = mask & (d < D)[None, :]
+        at = (tl.zeros([], tl.int64) + row) * stride + r[:, None] * stride + d[None, :]
+        tile = tl.load(X + base + at, mask=mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def _sees(distance, reach):
+    """0 <= distance < reach in one unsigned comparison."""
+    return distance.to(tl.uint32, bitcast=True) < reach.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _seen_before(SEEN, b, position, S):
+    """Landmarks of row b before a position."""
+    return tl.load(SEEN + b * S + position - 1, mask=position > 0, other=0)
+
+
+@triton.jit
+def _spans(
+    SEEN, SORTED, START, b, first_query, B, S, window, GAP,
+    POSITIONS: tl.constexpr, KEYS: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The key tiles of a block of queries.
+
+    left .. full: tiles at the window's left edge; full .. diagonal: tiles of which every query sees every key;
+    diagonal .. end: tiles that hold the queries themselves; landmark .. landmark_end: the compacted rows of the
+    landmarks before ``left``, which the queries before ``document_end`` see, all of them.
+    """
+    left = (tl.maximum(first_query - window + 1, 0) // KEYS) * KEYS
+    landmark = 0
+    document_end = S
+    if PACKED:
+        start = tl.load(START + b * S + first_query)
+        left = tl.maximum(left, (start // KEYS) * KEYS)
+        landmark = _seen_before(SEEN, b, start, S)
+        slot = b * (S + GAP) + landmark
+        document_end = tl.load(SORTED + slot) + tl.load(SORTED + B * (S + GAP) + slot)
+    landmark_end = tl.maximum(_seen_before(SEEN, b, left, S), landmark)
+    diagonal = (first_query // KEYS) * KEYS
+    full = diagonal
+    if INNER:
+        full = tl.minimum(tl.cdiv(tl.maximum(first_query + POSITIONS - window, 0), KEYS) * KEYS, diagonal)
+    end = tl.minimum(first_query + POSITIONS, S)
+    return left, full, diagonal, end, landmark, landmark_end, document_end
+
+
+@triton.jit
+def _masked_tile(
+    K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, landmark, landmark_end,
+    document_end, S, capacity, i,
+    D: tl.constexpr, P: tl.constexpr, KEYS: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Tile t of those that need a mask: the window's two ends, then landmarks. Keys, values and who sees them.
+
+    A landmark of the compacted rows is seen by every query before its document's end: as if it stood at 0 and reached
+    that far.
+    """
+    c = tl.arange(0, KEYS)
+    in_window = t < tiles
+    row = tl.where(t < edge, left + t * KEYS, diagonal + (t - edge) * KEYS)
+    row = tl.where(in_window, row, landmark + (t - tiles) * KEYS)
+    if TMA:
+        if in_window:
+            k_rows = K
+            v_rows = V
+        else:
+            k_rows = KC
+            v_rows = VC
+        k = _tile(k_rows, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
+        v = _tile(v_rows, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
+    else:
+        rows = tl.where(in_window, S, capacity)
+        k = _tile(
+            tl.where(in_window, K + k_at, KC + c_at), 0, tl.where(in_window, k_s, D), b, n, row, rows, D, P, KEYS, TMA
+        )
+        v = _tile(
+            tl.where(in_window, V + v_at, VC + c_at), 0, tl.where(in_window, v_s, D), b, n, row, rows, D, P, KEYS, TMA
+        )
+    reach = tl.load(REACH + b * S + row + c, mask=in_window & (row + c < S), other=0)
+    reach = tl.where(in_window, reach, tl.where(row + c < landmark_end, document_end, 0))
+    position = tl.where(in_window, row + c, 0)
+    return k, v, _sees(i[:, None] - position[None, :], reach[None, :])
+
+
+@triton.jit(do_not_specialize=["N", "capacity"])
+def _compact_kernel(
+    K, V, KC, VC, SEEN, SORTED,
+    k_b, k_h, k_s, v_b, v_h, v_s, S, N, capacity,
+    D: tl.constexpr, P: tl.constexpr, GAP: tl.constexpr,
+):  # fmt: skip
+    """Copy the landmarks' keys and values to consecutive rows, followed by at least GAP rows of zeros."""
+    first = tl.program_id(0) * GAP
+    b = tl.program_id(1) // N
+    h = tl.program_id(1) % N
+    total = tl.load(SEEN + b * S + S - 1)
+    if first < total + GAP:
+        row = first + tl.arange(0, GAP)
+        d = tl.arange(0, P)
+        position = tl.load(SORTED + b * (S + GAP) + row, mask=row < total, other=0).to(tl.int64)[:, None]
+        there = (row < total)[:, None] & (d < D)[None, :]
+        k = tl.load(
+            K + b.to(tl.int64) * k_b + h.to(tl.int64) * k_h + position * k_s + d[None, :], mask=there, other=0.0
+        )
+        v = tl.load(
+            V + b.to(tl.int64) * v_b + h.to(tl.int64) * v_h + position * v_s + d[None, :], mask=there, other=0.0
+        )
+        to = (tl.program_id(1).to(tl.int64) * capacity + row[:, None]) * D + d[None, :]
+        inside = (row < capacity)[:, None] & (d < D)[None, :]
+        tl.store(KC + to, k, mask=inside)
+        tl.store(VC + to, v, mask=inside)
+
+
+@triton.jit
+def _attend(q, k, v, acc, largest, total, scale, visible, MASKED: tl.constexpr):
+    """One tile of softmax: the accumulated values, the largest score (base 2) and the sum of weights.
+
+    ``largest`` starts finite, so that a query that sees nothing of its first tiles gets weights of 0, not NaN.
+    """
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if MASKED:
+        s = tl.where(visible, s, float("-inf"))
+    new = tl.maximum(largest, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new[:, None])
+    shrink = tl.exp2(largest - new)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new, total
+
+
+@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "capacity", "GAP"])
+def _forward_kernel(
+    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, LSE, scale,
+    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, S, window, H, N, GROUP, capacity, GAP,
+    D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The output and log-sum-exp of one block of queries."""
+    POSITIONS: tl.constexpr = QUERIES // HEADS
+    blocks = tl.cdiv(S, POSITIONS)
+    first_query = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
+    b = (tl.program_id(0) // blocks) // (H // HEADS)
+    h0 = (tl.program_id(0) // blocks) % (H // HEADS) * HEADS
+    n = h0 // GROUP
+    r = tl.arange(0, QUERIES)
+    d = tl.arange(0, P)
+    i = first_query + r // HEADS
+    h = h0 + r % HEADS
+    inside = (i < S)[:, None]
+    if D != P:
+        inside = inside & (d < D)[None, :]
+    at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + i.to(tl.int64) * q_s
+    q = tl.load(Q + at[:, None] + d[None, :], mask=inside, other=0.0)
+    overflow = tl.load(SEEN + b * S + S - 1) > capacity
+    k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
+    v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
+    c_at = (b * N + n).to(tl.int64) * capacity * D
+
+    B = tl.num_programs(0) // blocks // (H // HEADS)
+    left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
+        SEEN, SORTED, START, b, first_query, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
+    )
+    whole = 0 if PACKED else (landmark_end - landmark) // KEYS
+    masked_landmark = landmark + whole * KEYS
+    edge = (full - left) // KEYS
+    tiles = edge + tl.cdiv(end - diagonal, KEYS)
+    largest = tl.full([QUERIES], -1e30, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, P], tl.float32)
+    for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
+        k, v, visible = _masked_tile(
+            K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
+            landmark_end, document_end, S, capacity, i, D, P, KEYS, TMA,
+        )  # fmt: skip
+        acc, largest, total = _attend(q, k, v, acc, largest, total, scale, visible, True)
+    if INNER:
+        for row in tl.range(full, diagonal, KEYS):
+            k = _tile(K, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
+            v = _tile(V, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
+            acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
+    if not PACKED:
+        for t in tl.range(0, whole):
+            k = _tile(KC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            v = _tile(VC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
+
+    o = tl.where(overflow, float("nan"), acc / total[:, None])
+    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + i.to(tl.int64) * o_s
+    tl.store(OUT + o_at[:, None] + d[None, :], o.to(OUT.dtype.element_ty), mask=inside)
+    tl.store(LSE + (b * H + h).to(tl.int64) * S + i, largest + tl.log2(total), mask=i < S)
+
+
+@triton.jit
+def _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, MASKED: tl.constexpr):
+    """One tile's share of dQ, before the scale."""
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+    p = tl.exp2(s * scale - lse[:, None])
+    if MASKED:
+        p = tl.where(visible, p, 0.0)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "capacity", "GAP"])
+def _query_gradient_kernel(
+    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, DO, LSE, DELTA, DQ, scale, dq_scale,
+    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, do_b, do_h, do_s, dq_b, dq_h, dq_s,
+    S, window, H, N, GROUP, capacity, GAP,
+    D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """dQ of one block of queries, and delta = rowsum(O * dO) for the keys' kernel. The tiles are the forward's."""
+    POSITIONS: tl.constexpr = QUERIES // HEADS
+    blocks = tl.cdiv(S, POSITIONS)
+    first_query = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
+    b = (tl.program_id(0) // blocks) // (H // HEADS)
+    h0 = (tl.program_id(0) // blocks) % (H // HEADS) * HEADS
+    n = h0 // GROUP
+    r = tl.arange(0, QUERIES)
+    d = tl.arange(0, P)
+    i = first_query + r // HEADS
+    h = h0 + r % HEADS
+    inside = (i < S)[:, None]
+    if D != P:
+        inside = inside & (d < D)[None, :]
+    do_at = b.to(tl.int64) * do_b + h.to(tl.int64) * do_h + i.to(tl.int64) * do_s
+    do = tl.load(DO + do_at[:, None] + d[None, :], mask=inside, other=0.0)
+    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + i.to(tl.int64) * o_s
+    o = tl.load(OUT + o_at[:, None] + d[None, :], mask=inside, other=0.0)
+    q_at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + i.to(tl.int64) * q_s
+    q = tl.load(Q + q_at[:, None] + d[None, :], mask=inside, other=0.0)
+    row_at = (b * H + h).to(tl.int64) * S + i
+    lse = tl.load(LSE + row_at, mask=i < S, other=0.0)
+    k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
+    v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
+    c_at = (b * N + n).to(tl.int64) * capacity * D
+
+    B = tl.num_programs(0) // blocks // (H // HEADS)
+    left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
+        SEEN, SORTED, START, b, first_query, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
+    )
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(DELTA + row_at, delta, mask=i < S)
+    whole = 0 if PACKED else (landmark_end - landmark) // KEYS
+    masked_landmark = landmark + whole * KEYS
+    edge = (full - left) // KEYS
+    tiles = edge + tl.cdiv(end - diagonal, KEYS)
+    acc = tl.zeros([QUERIES, P], tl.float32)
+    for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
+        k, v, visible = _masked_tile(
+            K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
+            landmark_end, document_end, S, capacity, i, D, P, KEYS, TMA,
+        )  # fmt: skip
+        acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, True)
+    if INNER:
+        for row in tl.range(full, diagonal, KEYS):
+            k = _tile(K, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
+            v = _tile(V, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
+            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
+    if not PACKED:
+        for t in tl.range(0, whole):
+            k = _tile(KC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            v = _tile(VC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
+
+    dq_at = b.to(tl.int64) * dq_b + h.to(tl.int64) * dq_h + i.to(tl.int64) * dq_s
+    tl.store(DQ + dq_at[:, None] + d[None, :], (acc * dq_scale).to(DQ.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["H", "N", "blocks", "GAP"])
+def _key_gradient_kernel(
+    Q, K, V, SORTED, DO, LSE, DELTA, DK, DV, scale, dk_scale,
+    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, do_b, do_h, do_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
+    S, H, N, blocks, GAP,
+    D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of one block of keys: consecutive landmarks, or consecutive other keys, in the plan's order.
+
+    Either way each key's queries are ``key <= i < key + reach``, a range that moves right with the key, so the block's
+    queries run from its first key to the furthest end of a reach, and one comparison masks the rest.
+    """
+    b = tl.program_id(0) // blocks // N
+    n = tl.program_id(0) // blocks % N
+    B = tl.num_programs(0) // blocks // N
+    slot = b * (S + GAP) + tl.program_id(0) % blocks * KEYS
+    c = tl.arange(0, KEYS)
+    there = tl.program_id(0) % blocks * KEYS + c < S + GAP
+    j = tl.load(SORTED + slot + c, mask=there, other=0)
+    reach = tl.load(SORTED + B * (S + GAP) + slot + c, mask=there, other=0)
+    first_query = tl.load(SORTED + slot)
+    past_query = tl.max(j + reach)
+    if past_query > 0:
+        d = tl.arange(0, P)
+        r = tl.arange(0, QUERIES)
+        inside = (reach > 0)[:, None]
+        if D != P:
+            inside = inside & (d < D)[None, :]
+        k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h + j.to(tl.int64) * k_s
+        v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h + j.to(tl.int64) * v_s
+        k = tl.load(K + k_at[:, None] + d[None, :], mask=inside, other=0.0)
+        v = tl.load(V + v_at[:, None] + d[None, :], mask=inside, other=0.0)
+        tiles = tl.cdiv(past_query - first_query, QUERIES)
+        dk = tl.zeros([KEYS, P], tl.float32)
+        dv = tl.zeros([KEYS, P], tl.float32)
+        for step in tl.range(0, tiles * GROUP):
+            h = n * GROUP
+            row = first_query + step * QUERIES
+            if GROUP > 1:
+                h += step // tiles
+                row = first_query + step % tiles * QUERIES
+            q = _tile(Q, b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, q_s, b, h, row, S, D, P, QUERIES, TMA)
+            do = _tile(DO, b.to(tl.int64) * do_b + h.to(tl.int64) * do_h, do_s, b, h, row, S, D, P, QUERIES, TMA)
+            row_at = (b * H + h).to(tl.int64) * S + row
+            lse = tl.load(LSE + row_at + r, mask=row + r < S, other=0.0)
+            delta = tl.load(DELTA + row_at + r, mask=row + r < S, other=0.0)
+            s = tl.dot(k, tl.trans(q), input_precision="ieee")
+            p = tl.exp2(s * scale - lse[None, :])
+            p = tl.where(_sees((row + r)[None, :] - j[:, None], reach[:, None]), p, 0.0)
+            dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
+            dp = tl.dot(v, tl.trans(do), input_precision="ieee")
+            ds = p * (dp - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        dk_at = b.to(tl.int64) * dk_b + n.to(tl.int64) * dk_h + j.to(tl.int64) * dk_s
+        dv_at = b.to(tl.int64) * dv_b + n.to(tl.int64) * dv_h + j.to(tl.int64) * dv_s
+        tl.store(DK + dk_at[:, None] + d[None, :], (dk * dk_scale).to(DK.dtype.element_ty), mask=inside)
+        tl.store(DV + dv_at[:, None] + d[None, :], dv.to(DV.dtype.element_ty), mask=inside)
+
+
+def triton_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
+    """The fused kernel: [B, H, S, D], laid out in memory like the queries. Raises ValueError for a size it lacks."""
+    size = q_BHSD.shape[3]
+    if size > HEAD_SIZES[-1] or q_BHSD.dtype not in (torch.bfloat16, torch.float16, torch.float32) or scale <= 0:
+        raise ValueError(
+            f"sep_attention: the fused kernel takes head sizes to {HEAD_SIZES[-1]}, bf16, fp16 or fp32 and a positive "
+            f"scale, not {size}, {q_BHSD.dtype}, {scale}; pass backend='reference'"
+        )
+    plan = plan.prepared()
+    length = q_BHSD.shape[2]
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHSD, k_BHSD, v_BHSD))
+    capacity = length if plan.capacity is None else plan.capacity
+    return sep_attention_forward(
+        q, k, v, plan.reach_BT, plan.index.seen_BT, plan.index.sorted_2BG, plan.start_BT, plan.window, capacity, scale
+    )[0]
+
+
+@torch.library.custom_op("megatron_sep::sep_attention_forward", mutates_args=())
+def sep_attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
+    window: int, capacity: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The output, the log-sum-exp (base 2) [B, H, S], and the landmarks' keys and values [B, N, capacity, D]."""
+    o, lse, kc, vc = _forward_outputs(q, k, v, window, capacity)
+    if kc.shape[2]:
+        run_compact(k, v, seen, order, kc, vc)
+    run_forward(q, k, v, kc, vc, reach, seen, order, start, window, capacity, scale, o, lse, _tiles(q, window).forward)
+    return o, lse, kc, vc
+
+
+@torch.library.custom_op("megatron_sep::sep_attention_backward", mutates_args=())
+def sep_attention_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, kc: Tensor, vc: Tensor,
+    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None, window: int, capacity: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of the queries, keys and values."""
+    if do.stride(3) != 1:
+        do = do.contiguous()
+    tiles = _tiles(q, window)
+    dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    run_query_gradient(
+        q, k, v, kc, vc, reach, seen, order, start, window, capacity, scale, o, do, lse, delta, dq, tiles.query_gradient
+    )
+    run_key_gradient(q, k, v, order, scale, do, lse, delta, dk, dv, tiles.key_gradient)
+    return dq, dk, dv
+
+
+def _forward_outputs(q: Tensor, k: Tensor, v: Tensor, window: int, capacity: int) -> tuple[Tensor, ...]:
+    """Uninitialised outputs; a window as long as the sequence never needs a landmark from outside it."""
+    rows = capacity if window < q.shape[2] else 0
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    shape = (*k.shape[:2], rows, k.shape[3])
+    return torch.empty_like(q), lse, k.new_empty(shape), v.new_empty(shape)
+
+
+@sep_attention_forward.register_fake
+def _(q, k, v, _reach, _seen, _order, _start, window, capacity, _scale):
+    return _forward_outputs(q, k, v, window, capacity)
+
+
+@sep_attention_backward.register_fake
+def _(_do, q, k, v, *_rest):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, reach, seen, order, start, window, capacity, scale = inputs
+    o, lse, kc, vc = output
+    ctx.save_for_backward(q, k, v, o, lse, kc, vc, reach, seen, order, start)
+    ctx.numbers = (window, capacity, scale)
+    ctx.mark_non_differentiable(lse, kc, vc)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, do, *_unused):
+    gradients = sep_attention_backward(do, *ctx.saved_tensors, *ctx.numbers)
+    return (*gradients, *[None] * 7)
+
+
+sep_attention_forward.register_autograd(_backward, setup_context=_keep)
+
+
+def run_compact(k: Tensor, v: Tensor, seen: Tensor, order: Tensor, kc: Tensor, vc: Tensor) -> None:
+    """Fill the compacted keys and values."""
+    B, N, S, D = k.shape
+    capacity = kc.shape[2]
+    _compact_kernel[(triton.cdiv(capacity, GAP), B * N)](
+        k, v, kc, vc, seen, order, *k.stride()[:3], *v.stride()[:3], S, N, capacity,
+        D=D, P=_padded(D), GAP=GAP, num_warps=8,
+    )  # fmt: skip
+
+
+def run_forward(
+    q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
+    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
+    window: int, capacity: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
+) -> None:  # fmt: skip
+    """Fill ``o`` and ``lse``."""
+    common = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
+    descriptors, grid, constants, options = common
+    _forward_kernel[grid](
+        q, *descriptors, reach, seen, order, reach if start is None else start, o, lse, scale * LOG2_E,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
+        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], capacity, GAP,
+        **constants, **options,
+    )  # fmt: skip
+
+
+def run_query_gradient(
+    q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
+    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
+    window: int, capacity: int, scale: float, o: Tensor, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, tile: Tile,
+) -> None:  # fmt: skip
+    """Fill ``dq`` and ``delta``."""
+    descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
+    _query_gradient_kernel[grid](
+        q, *descriptors, reach, seen, order, reach if start is None else start, o, do, lse, delta, dq,
+        scale * LOG2_E, scale,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
+        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], capacity, GAP,
+        **constants, **options,
+    )  # fmt: skip
+
+
+def run_key_gradient(
+    q: Tensor, k: Tensor, v: Tensor, order: Tensor, scale: float,
+    do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, tile: Tile,
+) -> None:  # fmt: skip
+    """Fill ``dk`` and ``dv``."""
+    B, H, S, D = q.shape
+    N = k.shape[1]
+    tma = tile.descriptors and all(map(_describable, (q, do)))
+    q_rows, do_rows = (_descriptor(x, tile.queries) for x in (q, do)) if tma else (q, do)
+    blocks = triton.cdiv(S + GAP - 1, tile.keys)
+    _key_gradient_kernel[(B * N * blocks,)](
+        q_rows, k, v, order, do_rows, lse, delta, dk, dv, scale * LOG2_E, scale,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
+        S, H, N, blocks, GAP,
+        D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, **_options(tile),
+    )  # fmt: skip
+
+
+def _query_block_arguments(
+    q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, start: Tensor | None, window: int, tile: Tile
+) -> tuple:
+    """What the two kernels that own blocks of queries share: key tiles, grid, constants, launch options."""
+    B, H, S, D = q.shape
+    heads = _packed_heads(H // k.shape[1])
+    if not kc.numel():
+        kc, vc = k, v
+    tensors = (k, v, kc, vc)
+    tma = tile.descriptors and all(map(_describable, tensors))
+    keys = [_descriptor(x, tile.keys) for x in tensors] if tma else tensors
+    positions = tile.queries // heads
+    constants = {
+        "D": D, "P": _padded(D), "HEADS": heads, "QUERIES": tile.queries, "KEYS": tile.keys,
+        "INNER": start is None and window >= positions + tile.keys, "PACKED": start is not None, "TMA": tma,
+    }  # fmt: skip
+    return keys, (triton.cdiv(S, positions) * B * (H // heads),), constants, _options(tile)
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return options if tile.max_registers is None else {**options, "maxnreg": tile.max_registers}
+
+
+def _tiles(q: Tensor, window: int) -> Tiles:
+    gpu = torch.cuda.get_device_name(q.device) if q.is_cuda else "cpu"
+    return choose_tiles(gpu, _padded(q.shape[3]), q.shape[2], window, q.element_size())
+
+
+def _padded(size: int) -> int:
+    return next(padded for padded in HEAD_SIZES if size <= padded)
+
+
+def _packed_heads(group: int) -> int:
+    """Heads of a group that share a block of query rows: the largest power of two that divides the group."""
+    return min(group & -group, PACKED_HEADS)
+
+
+def _describable(x: Tensor) -> bool:
+    """Can the tensor-memory unit read it? It wants Hopper, and addresses and strides in units of 16 bytes."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
+        return False
+    strides = (stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1)
+    return x.data_ptr() % 16 == 0 and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in strides)
+
+
+def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Describe tiles of ``rows`` rows of one head; the stride of an axis of length 1 is never used, so any will do."""
+    strides = [stride if size > 1 else 16 for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, _padded(x.shape[3])])

@@ -149,6 +149,8 @@ def split(prefix: Path, output: Path, part_bytes: int = PART_BYTES) -> list[Path
 
 def read_checksums(path: Path) -> dict[str, str]:
     """Name and sum of each line of a checksum file. Raises ShardError for a line that is none."""
+    if not path.is_file():
+        raise ShardError(f"{path}: no such file; it is what sha256sum writes, a sum and a name a line")
     known = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         fields = line.split(maxsplit=1)

@@ -3,15 +3,15 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.data.extras import needs_extra
+from megatron_sep.data.words import WordTable
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
 PIECE_CHARS = 5_000
-"""A longer document is cut before encoding, so that one book does not occupy one core while the others wait."""
+"""A longer document is cut before encoding, at a place where nothing changes."""
 
 
 _LINE_END = re.compile(r"\S\n(?=\S)")
@@ -70,7 +70,7 @@ class JsonTokenizer:
         vocab = self._library.get_vocab(with_added_tokens=True)
         settings = json.loads(self._library.to_str())
         self._byte_level = _is_byte_level(settings)
-        self._cuttable = _splits_after_newlines(settings)
+        self._words = WordTable(self._whole, settings["added_tokens"]) if _splits_as_gpt2(settings) else None
         self.vocab_size = max(vocab.values()) + 1
         self.eod_id = _eod_id(path, eod, vocab.get)
 
@@ -79,19 +79,29 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         pieces = [self._pieces(text) for text in texts]
-        encoded = iter(self._library.encode_batch_fast(list(chain(*pieces)), add_special_tokens=False))
-        return [_concatenate([next(encoded).ids for _ in cut]) for cut in pieces]
+        known = [[self._words.encode(piece) if self._words else None for piece in cut] for cut in pieces]
+        left = [
+            piece
+            for cut, ids in zip(pieces, known, strict=True)
+            for piece, i in zip(cut, ids, strict=True)
+            if i is None
+        ]
+        encoded = iter(self._library.encode_batch_fast(left, add_special_tokens=False))
+        return [_concatenate([next(encoded).ids if i is None else i for i in ids]) for ids in known]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._library.decode(list(ids), skip_special_tokens=False))
 
     def token_ids(self, text: str) -> list[int]:
         if self._byte_level:
-            return list(self._library.encode(text, add_special_tokens=False).ids)
+            return self._whole(text)
         return _piece_ids(text, self._library.token_to_id) or self.encode(text)
 
     def _pieces(self, text: str) -> list[str]:
-        return list(cut_after_newlines(text, PIECE_CHARS)) if self._cuttable else [text]
+        return list(cut_after_newlines(text, PIECE_CHARS)) if self._words else [text]
+
+    def _whole(self, text: str) -> list[int]:
+        return list(self._library.encode(text, add_special_tokens=False).ids)
 
 
 class SentencePieceTokenizer:
@@ -175,14 +185,16 @@ def _steps(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return list(top.get("pretokenizers", [top]))
 
 
-def _splits_after_newlines(settings: dict[str, Any]) -> bool:
-    """True for GPT-2's way of splitting words with nothing put before the text: the only one that may be cut."""
+def _splits_as_gpt2(settings: dict[str, Any]) -> bool:
+    """True for GPT-2's way of splitting words with nothing put before the text: it may be cut, and go word by word."""
     normalizer = settings.get("normalizer") or {}
     steps = _steps(settings)
     gpt2 = len(steps) == 1 and steps[0].get("type") == "ByteLevel" and steps[0].get("use_regex", True)
-    stripping = [token for token in settings.get("added_tokens", []) if token["lstrip"] or token["rstrip"]]
+    flags = ("lstrip", "rstrip", "single_word")
+    stripping = [token for token in settings.get("added_tokens", []) if any(token[flag] for flag in flags)]
     plain = normalizer.get("type") in (None, "NFC") and not stripping
-    return bool(gpt2 and plain and not steps[0].get("add_prefix_space"))
+    bpe = (settings.get("model") or {}).get("type") == "BPE"
+    return bool(gpt2 and plain and bpe and not steps[0].get("add_prefix_space"))
 
 
 def _eod_id(path: Path, eod: str | None, lookup: Any) -> int:

@@ -44,7 +44,9 @@ class LayerView:
     """Tokens that each position sees."""
 
     def sees(self, position: int) -> list[int]:
-        """The tokens that ``position`` sees."""
+        """The tokens that ``position`` sees. Raises DataError for a position that is not there."""
+        if not 0 <= position < len(self.reach):
+            raise DataError(f"position {position}: the sample has positions 0 to {len(self.reach) - 1}")
         return [j for j in range(position + 1) if position < j + self.reach[j]]
 
 
@@ -114,7 +116,7 @@ def to_text(view: SampleView, position: int | None = None) -> "Text":
             break
         share = sum(layer.visible) / (len(view.ids) * (len(view.ids) + 1) / 2)
         if position is not None:
-            what = f"position {position} sees {layer.visible[position]} of {position + 1} tokens, "
+            what = f"position {position} sees {len(layer.sees(position))} of {position + 1} tokens, "
             text.append(f"layers {_ranges(layer.layers)}: {what}{share:.1%} of the map\n", style="bold")
         _append_tokens(text, view, layer, position)
     if position is None:

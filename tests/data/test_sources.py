@@ -186,8 +186,10 @@ def test_the_published_names_and_sum_are_known(make_shard: MakeShard, tmp_path: 
 
 
 def test_a_checksum_file_is_read_strictly(tmp_path: Path) -> None:
-    """A line that is no sum is named; a sum of a file that is not there is an error."""
+    """A line that is no sum is named, as is a file that is missing."""
     path = tmp_path / "sums"
+    with pytest.raises(ShardError, match="sums: no such file"):
+        read_checksums(path)
     path.write_text(f"{'a' * 64} *x.bin\n# note\n\nnonsense\n")
     with pytest.raises(ShardError, match=r"sums, line 4: 'nonsense'"):
         read_checksums(path)

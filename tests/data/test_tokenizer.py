@@ -1,14 +1,24 @@
 """Tokenizers: ids, separators, cutting, and what is refused."""
 
+import json
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from megatron_sep.attention.separators import PAPER_SEPARATORS, separator_ids
 from megatron_sep.data import tokenizer as module
-from megatron_sep.data.tokenizer import TokenizerError, cut_after_newlines, load_tokenizer, train_tokenizer
+from megatron_sep.data.tokenizer import (
+    JsonTokenizer,
+    TokenizerError,
+    cut_after_newlines,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 
 def test_a_trained_tokenizer_names_each_separator_with_one_token(tokenizer_path: Path) -> None:
@@ -52,6 +62,49 @@ def test_a_batch_equals_single_texts(tokenizer_path: Path, monkeypatch: pytest.M
     assert tokenizer.encode_batch(texts) == whole
 
 
+ODD = "aZ éÿɏ0²¼ \t\n\r\x0b\x0c\x1c\x85\xa0.,'-_<|>!“—…€日Å\u0301\u2028\u212b"
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.one_of(st.text(ODD, max_size=6), st.sampled_from(["'s", "'ll", "  ", "   ", "<|end|>", " n't"]))))
+def test_word_by_word_is_the_library(parts: list[str]) -> None:
+    """Any mixture of odd characters, contractions, runs of blanks and added tokens has the library's own ids."""
+    text = "".join(parts)
+    tokenizer = load_tokenizer(_with_added_tokens(), "<|end|>")
+    wanted = _library(_with_added_tokens()).encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text) == wanted
+
+
+def test_most_text_goes_word_by_word() -> None:
+    """Plain text is in the table; a character outside it sends the piece to the library."""
+    tokenizer = load_tokenizer(_with_added_tokens(), "<|end|>")
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert tokenizer._words is not None
+    assert tokenizer._words.encode("Plain “text”, naïve — and  so on.\n") is not None
+    assert tokenizer._words.encode("日") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("pre_tokenizer", {"add_prefix_space": True}),
+        ("pre_tokenizer", {"use_regex": False}),
+        ("normalizer", {"type": "NFKC"}),
+        ("normalizer", {"type": "Lowercase"}),
+    ],
+)
+def test_other_ways_of_splitting_are_the_library_s(tmp_path: Path, section: str, change: dict[str, object]) -> None:
+    """A tokenizer that changes or splits text in another way is left to the library, and has its ids."""
+    settings = json.loads(_with_added_tokens().read_text())
+    settings[section] = {**settings[section], **change}
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(settings))
+    tokenizer, text = load_tokenizer(path, "<|end|>"), "Ab ab's  BA\nab" * 900
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert tokenizer._words is None
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
+
+
 def test_an_unknown_end_of_document_token_is_refused(tokenizer_path: Path) -> None:
     """The message names the token and the setting."""
     with pytest.raises(TokenizerError, match=r"tokenizer.eod='<eod>'.*no such token"):
@@ -88,12 +141,26 @@ def test_sentencepiece_separators_stand_alone(tmp_path: Path) -> None:
     assert tokenizer.eod_id == tokenizer.token_ids("</s>")[0]
 
 
+@lru_cache
+def _with_added_tokens() -> Path:
+    """A byte-level BPE in NFC with a special token and runs of blanks, as GPT-NeoX's."""
+    from tokenizers import AddedToken, normalizers
+
+    library = Tokenizer.from_str(_library().to_str())
+    library.normalizer = normalizers.NFC()
+    library.add_special_tokens([AddedToken("<|end|>", normalized=False)])
+    library.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3, 5)])
+    path = Path(tempfile.mkdtemp()) / "added.json"
+    library.save(str(path))
+    return path
+
+
 _LIBRARIES: dict[Path | None, object] = {}
 
 
 def _library(path: Path | None = None):  # type: ignore[no-untyped-def]
     """The bare library: of ``path``, or a byte-level BPE trained here once."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if path not in _LIBRARIES and path is None:
         library = Tokenizer(models.BPE())

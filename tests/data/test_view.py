@@ -77,3 +77,6 @@ def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, Rules]) -> Non
     dimmed = {s.start for s in text.spans if "dim" in str(s.style)}
     assert len(dimmed) == sum(16 - len(layer.sees(15)) for layer in view.layers)
     assert "".join(view.tokens[:3]) in to_text(view).plain
+    for position in (-1, 16):
+        with pytest.raises(DataError, match="positions 0 to 15"):
+            to_text(view, position)

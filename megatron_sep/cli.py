@@ -48,11 +48,9 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 
     prepare_config = load(PrepareConfig, config, overrides or ())
     from megatron_sep.data.prepare import prepare as make
+    from megatron_sep.data.receipt import summary
 
-    made = make(prepare_config)
-    typer.echo(f"{prepare_config.output}: {made['tokens']:,} tokens of {made['documents']['written']:,} documents")
-    for reason, count in made["documents"]["dropped"].items():
-        typer.echo(f"  dropped, {reason}: {count:,}")
+    typer.echo(summary(prepare_config.output, make(prepare_config)))
 
 
 @app.command()
@@ -106,11 +104,15 @@ def join(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefi
 
 
 @pile.command()
-def split(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefix of the parts")]) -> None:
-    """Cut a joined set into parts of 5,000,000,000 bytes."""
+def split(
+    prefix: ShardPrefix,
+    output: Annotated[Path, typer.Argument(help="prefix of the parts")],
+    part_bytes: Annotated[int, typer.Option(help="size of a part")] = 5_000_000_000,
+) -> None:
+    """Cut a joined set into parts, as the Pile is published."""
     from megatron_sep.data import pile as sets
 
-    for part in sets.split(prefix, output):
+    for part in sets.split(prefix, output, part_bytes):
         typer.echo(part)
 
 

@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--profile", action="store_true", help="print where the GPU's time goes")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -103,6 +104,8 @@ def measure(batch: int, length: int, pattern: AttentionPattern, options: argpars
         engine.step(1e-4)
 
     seconds = statistics.median(timed(step, options.steps))
+    if options.profile:
+        profile(step)
     flops = ModelSize(config, VOCAB).training_flops(batch * length, pairs) / seconds
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return {
@@ -135,6 +138,21 @@ def timed(step: Any, count: int) -> Sequence[float]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def profile(step: Any, count: int = 3) -> None:
+    """Print the GPU's busy time of a step and the kernels that take most of it."""
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
+        for _ in range(count):
+            step()
+        torch.cuda.synchronize()
+    kernels = [event for event in measured.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    print(f"GPU busy {sum(event.self_device_time_total for event in kernels) / 1e3 / count:.1f} ms a step")
+    for event in kernels[:24]:
+        print(f"{event.self_device_time_total / 1e3 / count:8.2f} ms {event.count // count:5d} x  {event.key[:100]}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,30 @@ class Samples(Protocol):
         """Samples [first_sample, first_sample + count): int64 [count, T + 1]."""
         ...
 
+    def shares(self, consumed: int) -> "list[SourceShare]":
+        """What each source has given of the first ``consumed`` samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What one source has given of a run so far."""
+
+    name: str
+    asked: float
+    """Share of the samples by the weights."""
+    given: float
+    """Share of the samples that were taken."""
+    samples: int
+    epochs: float
+    """Passes over the source's own samples."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.given:.4%} of the samples (asked {self.asked:.4%}), "
+            f"{self.samples} samples, {self.epochs:.3f} epochs"
+        )
+
 
 class Stream(Protocol):
     """Documents as one run of tokens."""
@@ -179,6 +203,10 @@ class Windows:
     def places(self, index: int) -> tuple[Stream, int]:
         """The stream and the offset in it at which sample ``index`` starts."""
         return self._stream, int(self.positions(np.array([index], np.int64))[0])
+
+    def shares(self, consumed: int) -> list[SourceShare]:
+        """All of the samples are from this source."""
+        return [SourceShare(self.name, 1.0, 1.0, consumed, consumed / self.num_samples)]
 
     def _refuse(self, indices: Ids, ids: Ids) -> None:
         row, column = (int(x) for x in np.argwhere((ids >= self._vocab_size) | (ids < 0))[0])

@@ -1,34 +1,13 @@
 """Several sources mixed by weight: which source sample i is from, and which of its samples it is, without any state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_sep.data.batches import Ids, Stream, Windows
+from megatron_sep.data.batches import Ids, SourceShare, Stream, Windows
 
 PERIOD = 1 << 16
 """Samples after which the mixture repeats: shares are kept to one in 65,536."""
-
-
-@dataclass(frozen=True)
-class SourceShare:
-    """What one source has given of a run so far."""
-
-    name: str
-    asked: float
-    """Share of the samples by the weights."""
-    given: float
-    """Share of the samples that were taken."""
-    samples: int
-    epochs: float
-    """Passes over the source's own samples."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.given:.4%} of the samples (asked {self.asked:.4%}), "
-            f"{self.samples} samples, {self.epochs:.3f} epochs"
-        )
 
 
 class Blend:

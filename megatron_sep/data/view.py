@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.batches import DataError, Span
@@ -12,42 +12,31 @@ from megatron_sep.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from rich.text import Text
-    from torch import Tensor
 
-    from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
-
-
-class LayerPlans(Protocol):
-    """The patterns of a model: ``attention.rules.LayerRules`` is one."""
-
-    @property
-    def patterns(self) -> "tuple[AttentionPattern, ...]":
-        """A pattern a layer."""
-        ...
-
-    def plans(self, ids_BT: "Tensor") -> "tuple[MaskPlan, ...]":
-        """The plan of every layer for a batch of ids [B, T]."""
-        ...
+    from megatron_sep.attention.pattern import MaskPlan
+    from megatron_sep.attention.rules import LayerRules
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """What one pattern lets a sample see, from its mask plan."""
+    """What one pattern lets a sample see, asked of its mask plan."""
 
     layers: tuple[int, ...]
     """The layers that have this pattern."""
     landmark: list[bool]
     """Tokens that stay visible after they leave the window."""
-    reach: list[int]
-    """Token j is seen by the positions j <= i < j + reach[j]."""
     visible: list[int]
     """Tokens that each position sees."""
+    plan: "MaskPlan"
 
     def sees(self, position: int) -> list[int]:
         """The tokens that ``position`` sees. Raises DataError for a position that is not there."""
-        if not 0 <= position < len(self.reach):
-            raise DataError(f"position {position}: the sample has positions 0 to {len(self.reach) - 1}")
-        return [j for j in range(position + 1) if position < j + self.reach[j]]
+        import torch
+
+        if not 0 <= position < len(self.visible):
+            raise DataError(f"position {position}: the sample has positions 0 to {len(self.visible) - 1}")
+        row = self.plan.visible(torch.tensor(0), torch.tensor(position), torch.arange(position + 1))
+        return [int(token) for token in row.nonzero().flatten()]
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class SampleView:
     """Ids."""
 
 
-def view_step(config: RunConfig, rules: LayerPlans, step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
+def view_step(config: RunConfig, rules: "LayerRules", step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
     """Samples ``rows`` of the global batch of ``step``; steps count from 1, rows from 0.
 
     Raises DataError for a step or row that the run does not have, and what opening the data raises.
@@ -139,7 +128,7 @@ def _append_tokens(text: "Text", view: SampleView, layer: LayerView, position: i
     text.append("\n")
 
 
-def _layers(rules: LayerPlans, ids: list[int]) -> list[LayerView]:
+def _layers(rules: "LayerRules", ids: list[int]) -> list[LayerView]:
     """One view a distinct pattern, asked of the pattern's own plan."""
     import torch
 
@@ -147,8 +136,7 @@ def _layers(rules: LayerPlans, ids: list[int]) -> list[LayerView]:
     members = {p: tuple(i for i, other in enumerate(rules.patterns) if other == p) for p in rules.patterns}
     chosen = [(layers, plans[layers[0]]) for layers in members.values()]
     return [
-        LayerView(layers, plan.landmark_BT[0].tolist(), plan.reach_BT[0].tolist(), plan.num_visible()[0].tolist())
-        for layers, plan in chosen
+        LayerView(layers, plan.landmark_BT[0].tolist(), plan.num_visible()[0].tolist(), plan) for layers, plan in chosen
     ]
 
 
@@ -157,7 +145,9 @@ def _as_dict(view: SampleView, position: int | None) -> dict[str, Any]:
         {"index": str(s.shard.index_path), "document": s.document, "offset": s.offset, "tokens": s.tokens}
         for s in view.spans
     ]
-    layers: list[dict[str, Any]] = [vars(layer).copy() for layer in view.layers]
+    layers: list[dict[str, Any]] = [
+        {"layers": layer.layers, "landmark": layer.landmark, "visible": layer.visible} for layer in view.layers
+    ]
     for layer, value in zip(view.layers, layers, strict=True):
         if position is not None:
             value["sees"] = {"position": position, "tokens": layer.sees(position)}

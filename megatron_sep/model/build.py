@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.model.gpt_model import NeoXModel
 from megatron_sep.model.gpt_neox import neox_block
 from megatron_sep.model.init import initialise
 from megatron_sep.model.size import ModelError
@@ -78,7 +79,7 @@ def build_model(
     if vocab_size % parallel.tensor:
         raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={parallel.tensor}")
     config = transformer_config(model, parallel, precision)
-    built = GPTModel(
+    built = NeoXModel(
         config=config,
         transformer_layer_spec=neox_block(
             config,
@@ -95,6 +96,7 @@ def build_model(
         position_embedding_type="rope",
         rotary_percent=model.rotary_fraction,
         rotary_base=model.rotary_base,
+        compiled=compiled,
     )
     initialise(built, model, seed)
     return built.cuda()

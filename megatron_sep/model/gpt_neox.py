@@ -33,13 +33,15 @@ class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
     Left to itself it passes None on, and the warning about that is a break in the compiled layer.
     """
 
+    _forward_impl: Callable[..., Tensor]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._multiply = self._forward_impl
+        self._multiply: Callable[..., Tensor] = self._forward_impl
         self._forward_impl = self._multiply_in_group
 
     def _multiply_in_group(self, **arguments: Any) -> Tensor:
-        return self._multiply(**arguments | {"tp_group": self.tp_group})  # type: ignore[no-any-return]
+        return self._multiply(**arguments | {"tp_group": self.tp_group})
 
 
 class NeoXLayer(TransformerLayer):  # type: ignore[misc]

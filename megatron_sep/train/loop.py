@@ -49,6 +49,7 @@ def measured(run: Run, step: int, loss: float, lr: float, result: StepResult) ->
         "train/skipped": run.state.skipped,
         "train/loss_scale": run.engine.loss_scale(),
         **run.statistics.rates(step),
+        **run.train_data.shares(run.state.consumed),
     }
 
 

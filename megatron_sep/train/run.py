@@ -75,6 +75,15 @@ class Feed:
         """Of one rank in one step."""
         return self.global_batch_size // (self.size * self.ranks)
 
+    def shares(self, consumed: int) -> dict[str, float]:
+        """Share and epochs of each source so far, beside the share that was asked for."""
+        shares = self.samples.shares(consumed)
+        values = {f"data/{s.name}/epochs": s.epochs for s in shares}
+        if len(shares) > 1:
+            values |= {f"data/{s.name}/share": s.given for s in shares}
+            values |= {f"data/{s.name}/share_asked": s.asked for s in shares}
+        return values
+
     def take(self, consumed: int, statistics: Statistics | None = None) -> Iterator[Microbatch]:
         """The global batch that follows ``consumed`` sequences, whatever the number of ranks."""
         for i in range(self.num_microbatches):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_sep.attention.layers import layer_patterns, plan_layers
-from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AttentionConfig, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from megatron_sep.data.batches import DataError
 from megatron_sep.data.shards import write_shards
@@ -15,16 +14,8 @@ from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.data.view import to_json, to_text, view_step
 
 
-class Rules:
-    def __init__(self, patterns: tuple[AttentionPattern, ...]) -> None:
-        self.patterns = patterns
-
-    def plans(self, ids_BT: torch.Tensor) -> tuple[MaskPlan, ...]:
-        return plan_layers(self.patterns, ids_BT)
-
-
 @pytest.fixture
-def run(tmp_path: Path, tokenizer_path: Path) -> tuple[RunConfig, Rules]:
+def run(tmp_path: Path, tokenizer_path: Path) -> tuple[RunConfig, LayerRules]:
     tokenizer = load_tokenizer(tokenizer_path)
     texts = ["The cat sat, as cats do; the dog barked!", "Is it?", "Yes: it is.\n" * 5]
     documents = [[*tokenizer.encode(text), tokenizer.eod_id] for text in texts]
@@ -33,14 +24,13 @@ def run(tmp_path: Path, tokenizer_path: Path) -> tuple[RunConfig, Rules]:
         dir=tmp_path, tokenizer=TokenizerConfig(path=tokenizer_path),
         data=DataConfig(path=tmp_path / "s", split=(1, 0, 0), shuffle=False),
         model=ModelConfig(num_layers=3, sequence_length=16, hidden_size=8, num_attention_heads=1),
-        attention=AttentionConfig(window=4, sinks=2, full_layers=(0,)),
+        attention=AttentionConfig(window=4, sinks=2, separators=tuple(",;.:"), full_layers=(0,)),
         train=TrainConfig(steps=4, global_batch_size=2, micro_batch_size=1),
     )  # fmt: skip
-    pattern = AttentionPattern(4, 2, tuple(tokenizer.token_ids(text)[0] for text in ",;.:"))
-    return config, Rules(layer_patterns(pattern, 3, (0,)))
+    return config, LayerRules.of(config.attention, 3, tokenizer)
 
 
-def test_what_a_position_sees_is_the_row_of_the_mask(run: tuple[RunConfig, Rules]) -> None:
+def test_what_a_position_sees_is_the_row_of_the_mask(run: tuple[RunConfig, LayerRules]) -> None:
     """For every position and pattern: the tokens listed are those of the dense mask."""
     config, rules = run
     view = view_step(config, rules, 2, [1])[0]
@@ -52,7 +42,7 @@ def test_what_a_position_sees_is_the_row_of_the_mask(run: tuple[RunConfig, Rules
             assert layer.visible[position] == len(layer.sees(position))
 
 
-def test_steps_count_from_one_and_rows_from_zero(run: tuple[RunConfig, Rules]) -> None:
+def test_steps_count_from_one_and_rows_from_zero(run: tuple[RunConfig, LayerRules]) -> None:
     """Step k row r is sample (k - 1) * batch + r; its documents cover its tokens."""
     config, rules = run
     views = [view for step in (1, 2) for view in view_step(config, rules, step, [0, 1])]
@@ -64,7 +54,7 @@ def test_steps_count_from_one_and_rows_from_zero(run: tuple[RunConfig, Rules]) -
             view_step(config, rules, step, [row])
 
 
-def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, Rules]) -> None:
+def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, LayerRules]) -> None:
     """JSON has the separators and what the position sees; the text has every token, and dims what is hidden."""
     config, rules = run
     view = view_step(config, rules, 1)[0]

@@ -4,7 +4,7 @@ test:
 	./scripts/test.sh
 
 gpu:
-	python -m pytest -m gpu
+	python -m pytest -m gpu -n 8
 
 quickstart:
 	./scripts/quickstart.sh

@@ -8,4 +8,4 @@ ruff format --check .
 ruff check .
 mypy
 lint-imports
-python -m pytest "$@"
+OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile "$@"

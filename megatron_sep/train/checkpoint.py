@@ -73,14 +73,22 @@ class Checkpoints:
         return final
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that verifies; what does not is named and passed over."""
+        """The newest checkpoint that verifies; what does not is named and passed over.
+
+        The first rank reads the files and tells the others.
+        """
+        found = [next(self._verified(), None) if is_first_rank() else None]
+        dist.broadcast_object_list(found)
+        return found[0]
+
+    def _verified(self) -> Iterator[Path]:
+        """Checkpoints without a fault, newest first."""
         for path in reversed(self.all()):
             fault = fault_of(path)
             if fault is None:
-                return path
-            if is_first_rank():
+                yield path
+            else:
                 print(f"checkpoint passed over: {fault}", flush=True)
-        return None
 
     def all(self) -> list[Path]:
         """Directories of finished checkpoints, oldest first."""

@@ -83,7 +83,7 @@ class JsonLines:
 
     def __init__(self, path: Path, start: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if line["step"] <= start]
+        kept = [line for line in _lines(path) if line["step"] <= start] if start else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
 

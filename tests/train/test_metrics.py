@@ -37,6 +37,14 @@ def test_lines_past_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert [(line["step"], line["train/loss"]) for line in read_jsonl(path)] == [(1, 1), (2, 2), (3, 33.0)]
 
 
+def test_a_run_that_starts_anew_leaves_no_old_line(tmp_path: Path) -> None:
+    """Killed before its first checkpoint, a run validates at step 0 again; that line too stands once."""
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 0, "valid/loss": 7.5}\n{"step": 1, "train/loss": 7.0}\n')
+    JsonLines(path, start=0).close()
+    assert read_jsonl(path) == []
+
+
 def test_every_sink_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Console, JSON lines, TensorBoard and wandb (offline) all take the same values."""
     config = MetricsConfig(tensorboard=True, wandb="offline")

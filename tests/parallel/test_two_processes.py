@@ -25,7 +25,7 @@ LAYOUTS = {
 SECTIONS = {
     "model": {"num_layers": 4, "num_attention_heads": 4},
     "attention": {"full_layers": [0, -1], "document_boundaries": True},
-    "train": {"steps": 4, "eval_every": 2},
+    "train": {"steps": 4, "eval_every": 2, "compile": "off"},
 }
 
 

@@ -21,7 +21,7 @@ DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, **more: Any) -> TransformerConfig:
-    """megatron-core's configuration of a GPT-NeoX decoder; fused cross entropy where there is a GPU to fuse it."""
+    """megatron-core's configuration of a GPT-NeoX decoder."""
     dtype = DTYPES[precision]
     settings: dict[str, Any] = {
         "num_layers": model.num_layers,
@@ -51,7 +51,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         "gradient_accumulation_fusion": False,
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
-        "cross_entropy_loss_fusion": torch.cuda.is_available(),
+        # megatron-core's fused loss, which NeoXModel leaves to tensor parallelism, rounds its gradient to bf16
+        "cross_entropy_loss_fusion": torch.cuda.is_available() and precision == "bf16",
         "attention_backend": AttnBackend.unfused,
     }
     return TransformerConfig(**(settings | more))

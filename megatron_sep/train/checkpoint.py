@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_sep.config.schema import RunConfig
+from megatron_sep.config.schema import ModelConfig, RunConfig
 from megatron_sep.data.manifest import sha256, versions
 from megatron_sep.parallel.groups import is_first_rank
 
@@ -124,11 +124,11 @@ def describe(path: Path) -> Tree:
 def check_fits(path: Path, description: Tree, config: RunConfig, vocab_size: int) -> None:
     """Raise CheckpointError where the model differs from the one that was saved."""
     now = config.model_dump(mode="json")["model"] | {"vocab_size": vocab_size}
-    saved = description["config"]["model"] | {"vocab_size": description["vocab_size"]}
+    saved = ModelConfig.model_validate(description["config"]["model"]).model_dump(mode="json")
+    saved["vocab_size"] = description["vocab_size"]
     free = {"hidden_dropout", "attention_dropout", "init", "output_init", "init_std", "sequence_length"}
-    wrong = [
-        f"model.{k} is {saved[k]} there and {now[k]} here" for k in now if k not in free and saved.get(k) != now[k]
-    ]
+    free.add("vocab_multiple")
+    wrong = [f"model.{k} is {saved[k]} there and {now[k]} here" for k in now if k not in free and saved[k] != now[k]]
     if wrong:
         raise CheckpointError(f"{path}: {'; '.join(wrong)}. Set them as they were, or start in another dir")
 

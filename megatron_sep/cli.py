@@ -11,9 +11,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 pile = typer.Typer(no_args_is_help=True, help="The Pile as it is published: check, join or cut its parts.")
 app.add_typer(pile, name="pile")
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
 ShardPrefix = Annotated[Path, typer.Argument(help="path without .idx and .bin", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ... and more files", show_default=False)]
 
 
 @app.command()
@@ -35,9 +35,12 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved configuration, the parameter count and the pattern of each layer."""
     from megatron_sep.config import load_config
+    from megatron_sep.config.load import neox_notes
     from megatron_sep.report.describe import describe
 
     typer.echo(describe(load_config(config, overrides or ())))
+    for note in neox_notes(config, overrides or ()):
+        typer.echo(f"# {note}")
 
 
 @app.command()

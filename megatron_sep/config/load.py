@@ -92,14 +92,13 @@ def _read_all(paths: Iterable[Path]) -> tuple[dict[Path, Tree], list[Tree]]:
 
 def _translated(files: Mapping[Path, Tree]) -> Tree:
     merged: Tree = {}
-    origin: dict[str, Path] = {}
+    seen: dict[str, tuple[Path, Any]] = {}
     for path, tree in files.items():
         for key, value in tree.items():
-            name = spell(str(key))
-            if name in origin and origin[name] != path and merged[name] != value:
-                raise ConfigError(f"{key} is {merged[name]!r} in {origin[name]} and {value!r} in {path}")
-            merged[key if origin.get(name) == path else name] = value
-            origin[name] = path
+            first, before = seen.setdefault(spell(str(key)), (path, value))
+            if first != path and before != value:
+                raise ConfigError(f"{key} is {before!r} in {first} and {value!r} in {path}")
+            merged[key] = value
     path = next(iter(files))
     try:
         return translate(merged, path.stem)

@@ -118,6 +118,28 @@ def split(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="pref
 
 
 @app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="Hugging Face or GPT-NeoX directory, a checkpoint, or a run's dir")],
+    dst: Annotated[Path, typer.Argument(help="new directory: Hugging Face where SRC is ours, else ours")],
+    config: Annotated[Path | None, typer.Option(help="YAML with the model of SRC; GPT-NeoX's layers need it")] = None,
+    check: Annotated[bool, typer.Option("--check", help="compare the logits of both on the same text")] = False,
+) -> None:
+    """Convert weights: Hugging Face's GPTNeoX and Llama and GPT-NeoX's layers to a checkpoint of ours, and back."""
+    from megatron_sep.config.schema import ParallelConfig
+    from megatron_sep.parallel.groups import process_groups
+
+    with process_groups(ParallelConfig(), 0):
+        from megatron_sep.convert.run import convert as make
+
+        source = make(src, dst, config)
+        typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
+        if check:
+            from megatron_sep.convert.check import largest_difference
+
+            typer.echo(f"largest difference of a logit: {largest_difference(source, dst):.3g}")
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or the dir of a run")],
     prompt: Annotated[str, typer.Option(help="text to continue")],

@@ -157,11 +157,36 @@ class ShardConfig(Section):
     """Share of the samples, against the other weights."""
 
 
+class InstructionsConfig(Section):
+    """Prompts and responses to learn; the loss counts the responses alone."""
+
+    path: Path
+    """JSON lines."""
+    prompt: str = "prompt"
+    """Key of the prompt."""
+    response: str = "response"
+    """Key of the response."""
+    template: str = "{prompt}\n"
+    """Text that stands before the response."""
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the examples, from the end of the file, for validation."""
+    on_long: Literal["fail", "drop"] = "fail"
+    """An example longer than a sequence."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> Self:
+        if "{prompt}" not in self.template:
+            raise ValueError(f"template={self.template!r} has no {{prompt}} in it")
+        return self
+
+
 class DataConfig(Section):
     path: Path | None = None
     """Prefix of the shard: PATH.bin and PATH.idx, or PATH.idx and the parts PATH-00000-of-00082.bin ..."""
     blend: tuple[ShardConfig, ...] = ()
     """Several shards with weights, in place of `path`."""
+    instructions: InstructionsConfig | None = None
+    """Prompts and responses, in place of `path`; needs attention.document_boundaries."""
     split: tuple[Fraction, Fraction, Fraction] = (0.969, 0.03, 0.001)
     """Shares of the documents for training, validation and test."""
     order: Literal["samples", "sequences", "neox"] = "samples"
@@ -179,8 +204,8 @@ class DataConfig(Section):
         checks = (
             (abs(sum(self.split) - 1) > 1e-6, f"split={list(self.split)} adds up to {sum(self.split):g}, not 1"),
             (
-                (self.path is None) == (not self.blend),
-                "path and blend: give one of them, the prefix of a shard or several with weights",
+                [bool(self.path), bool(self.blend), bool(self.instructions)].count(True) != 1,
+                "path, blend and instructions: give one of them: a shard, several with weights, or examples",
             ),
             (self.order == "neox" and not self.shuffle, "order=neox is a shuffle; shuffle=false has order=samples"),
         )
@@ -307,6 +332,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         layers = self.model.num_layers
+        instructions = self.data.instructions
         outside = [i for i in self.attention.full_layers if not -layers <= i < layers]
         checks = (
             (bool(outside), f"attention.full_layers={outside}: no such layer in a model with {layers}"),
@@ -319,6 +345,14 @@ class RunConfig(Section):
                 self.model.num_attention_heads % self.parallel.tensor != 0,
                 f"model.num_attention_heads={self.model.num_attention_heads} does not divide by "
                 f"parallel.tensor={self.parallel.tensor}",
+            ),
+            (
+                instructions is not None and not self.attention.document_boundaries,
+                "data.instructions packs several examples into a sequence: set attention.document_boundaries: true",
+            ),
+            (
+                instructions is not None and instructions.valid == 0 and self.train.eval_every > 0,
+                "data.instructions.valid=0 leaves no examples to validate on: raise it, or set train.eval_every: 0",
             ),
             (
                 self.model.key_value_heads % self.parallel.tensor != 0,

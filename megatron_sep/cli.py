@@ -11,9 +11,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 pile = typer.Typer(no_args_is_help=True, help="The Pile as it is published: check, join or cut its parts.")
 app.add_typer(pile, name="pile")
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
 ShardPrefix = Annotated[Path, typer.Argument(help="path without .idx and .bin", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ... and more files", show_default=False)]
 
 
 @app.command()
@@ -35,9 +35,12 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved configuration, the parameter count and the pattern of each layer."""
     from megatron_sep.config import load_config
+    from megatron_sep.config.load import neox_notes
     from megatron_sep.report.describe import describe
 
     typer.echo(describe(load_config(config, overrides or ())))
+    for note in neox_notes(config, overrides or ()):
+        typer.echo(f"# {note}")
 
 
 @app.command()
@@ -114,6 +117,28 @@ def split(
 
     for part in sets.split(prefix, output, part_bytes):
         typer.echo(part)
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="Hugging Face or GPT-NeoX directory, a checkpoint, or a run's dir")],
+    dst: Annotated[Path, typer.Argument(help="new directory: Hugging Face where SRC is ours, else ours")],
+    config: Annotated[Path | None, typer.Option(help="YAML with the model of SRC; GPT-NeoX's layers need it")] = None,
+    check: Annotated[bool, typer.Option("--check", help="compare the logits of both on the same text")] = False,
+) -> None:
+    """Convert weights: Hugging Face's GPTNeoX and Llama and GPT-NeoX's layers to a checkpoint of ours, and back."""
+    from megatron_sep.config.schema import ParallelConfig
+    from megatron_sep.parallel.groups import process_groups
+
+    with process_groups(ParallelConfig(), 0):
+        from megatron_sep.convert.run import convert as make
+
+        source = make(src, dst, config)
+        typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
+        if check:
+            from megatron_sep.convert.check import largest_difference
+
+            typer.echo(f"largest difference of a logit: {largest_difference(source, dst):.3g}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ class SeparatorError(ValueError):
 class Tokens(Protocol):
     """What the rules need of a tokenizer."""
 
+    vocab_size: int
     eod_id: int
     """End-of-document token."""
 
@@ -32,3 +33,14 @@ def separator_ids(separators: Iterable[str], tokenizer: Tokens) -> tuple[int, ..
             "Leave it out of attention.separators, or use a tokenizer that has it"
         )
     return tuple(ids[0] for ids in found.values())
+
+
+def check_separators(ids: Iterable[int], tokenizer: Tokens) -> None:
+    """Raise SeparatorError for an id that the vocabulary does not have, or that ends documents."""
+    for number in ids:
+        if number >= tokenizer.vocab_size:
+            raise SeparatorError(
+                f"attention.separator_ids: {number} is no token of a vocabulary of {tokenizer.vocab_size}"
+            )
+        if number == tokenizer.eod_id:
+            raise SeparatorError(f"attention.separator_ids: {number} ends documents and is no separator; leave it out")

@@ -1,4 +1,7 @@
-"""YAML with `extends` and key=value overrides into a configuration, or one error that names every mistake."""
+"""YAML with `extends` and key=value overrides into a configuration, or one error that names every mistake.
+
+Files of GPT-NeoX, Pythia and the official SepLLM are read as well; see ``config.neox``.
+"""
 
 import difflib
 import json
@@ -10,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_sep.config.neox import fate, is_neox, spell, translate
+from megatron_sep.config.neox_parts import NeoxError
 from megatron_sep.config.schema import RunConfig
 
 Tree = dict[str, Any]
@@ -39,8 +44,16 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run; see ``load``."""
-    return load(RunConfig, path, overrides)
+    """The configuration of a run. Among the overrides may be more files: each goes on top of those before it.
+
+    GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project.
+    """
+    paths, settings = _files(path, overrides)
+    neox, ours = _read_all(paths)
+    tree = _translated(neox) if neox else {}
+    for more in ours:
+        tree = merge(tree, more)
+    return _validated(RunConfig, tree, path, settings)
 
 
 def load(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -49,7 +62,52 @@ def load(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Confi
     Relative paths inside ``extends`` start at the file that names them; all others at the working directory.
     Raises ConfigError, naming every mistake at once.
     """
-    tree = read_tree(path)
+    return _validated(kind, read_tree(path), path, overrides)
+
+
+def neox_notes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What became of each key of GPT-NeoX's files, a line each; empty where there are none."""
+    neox, _ = _read_all(_files(path, overrides)[0])
+    return [f"{key}: {fate(key, value)}" for tree in neox.values() for key, value in tree.items()]
+
+
+def _files(path: Path, words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Further files, which have no `=` in their name, and settings."""
+    names = [word for word in words if "=" not in word and word.endswith((".yml", ".yaml"))]
+    return [path, *map(Path, names)], [word for word in words if word not in names]
+
+
+def _read_all(paths: Iterable[Path]) -> tuple[dict[Path, Tree], list[Tree]]:
+    """GPT-NeoX's files by name, and the others."""
+    neox: dict[Path, Tree] = {}
+    ours = []
+    for path in paths:
+        tree = read_tree(path)
+        if is_neox(tree, {"extends", *RunConfig.model_fields}):
+            neox[path] = tree
+        else:
+            ours.append(tree)
+    return neox, ours
+
+
+def _translated(files: Mapping[Path, Tree]) -> Tree:
+    merged: Tree = {}
+    seen: dict[str, tuple[Path, Any]] = {}
+    for path, tree in files.items():
+        for key, value in tree.items():
+            first, before = seen.setdefault(spell(str(key)), (path, value))
+            if first != path and before != value:
+                raise ConfigError(f"{key} is {before!r} in {first} and {value!r} in {path}")
+            merged[key] = value
+    path = next(iter(files))
+    try:
+        return translate(merged, path.stem)
+    except NeoxError as error:
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join([f"{path}: {len(lines)} mistake(s)", *(f"  {line}" for line in lines)])) from None
+
+
+def _validated(kind: type[Config], tree: Tree, path: Path, overrides: Sequence[str]) -> Config:
     mistakes = list(_apply_overrides(tree, overrides))
     try:
         config = kind.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -93,7 +151,7 @@ def _parse(path: Path) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        tree = _Loader(text).get_single_data()
+        tree = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is no valid YAML: {error}") from error
     if tree is None:
@@ -101,6 +159,22 @@ def _parse(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}; a configuration is a mapping of sections")
     return tree
+
+
+def _read_yaml(text: str) -> Any:
+    """In a mapping in braces, a comma that is missing at the end of a line is put there: Pythia-12b lacks one."""
+    for _ in range(text.count("\n") + 1):
+        try:
+            return _Loader(text).get_single_data()
+        except yaml.parser.ParserError as error:
+            mark = error.problem_mark
+            if mark is None or not str(error.problem).startswith("expected ',' or '}', but got '<scalar>'"):
+                raise
+            line = text.rfind("\n", 0, mark.index) + 1
+            if text[line : mark.index].strip() or "{" not in text[:line]:
+                raise
+            text = f"{text[: mark.index]},{text[mark.index :]}"
+    return _Loader(text).get_single_data()
 
 
 def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:

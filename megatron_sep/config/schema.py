@@ -14,16 +14,46 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
+class RotaryScalingConfig(Section):
+    """Rotations slowed down for longer texts, as Llama 3.1 does."""
+
+    factor: Annotated[float, Field(ge=1)] = 8.0
+    """Slow rotations become so many times slower."""
+    low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Rotations of fewer turns than this in `original_length` tokens are slow."""
+    high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
+    """Rotations of more turns than this stay as they are; between the two they are interpolated."""
+    original_length: PositiveInt = 8192
+    """Tokens of a sequence before the text grew longer."""
+
+    @model_validator(mode="after")
+    def _bands_are_apart(self) -> Self:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor={self.low_frequency_factor} must be below "
+                f"high_frequency_factor={self.high_frequency_factor}"
+            )
+        return self
+
+
 class ModelConfig(Section):
-    """A GPT-NeoX/Pythia decoder."""
+    """A decoder; the defaults are Pythia-160m, and other values make it a Llama."""
 
     num_layers: PositiveInt = 12
     hidden_size: PositiveInt = 768
     num_attention_heads: PositiveInt = 12
+    num_key_value_heads: PositiveInt | None = None
+    """Heads of keys and values, each shared by a group of query heads; null: as many as of queries."""
     ffn_hidden_size: PositiveInt | None = None
     """Width of the MLP; null: 4 x hidden_size."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    biases: bool = True
+    """Whether linear layers have one."""
     vocab_size: PositiveInt | None = None
-    """Rows of the embedding; null: the tokenizer's size, rounded up to a multiple of 128."""
+    """Rows of the embedding; null: the tokenizer's size, rounded up to a multiple of vocab_multiple."""
+    vocab_multiple: PositiveInt = 128
+    """GPT-NeoX's is 128 x the ranks of tensor parallelism."""
     sequence_length: PositiveInt = 2048
     """Tokens of a training sequence."""
     parallel_residual: bool = True
@@ -31,6 +61,7 @@ class ModelConfig(Section):
     rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of each head that rotates."""
     rotary_base: PositiveInt = 10000
+    rotary_scaling: RotaryScalingConfig | None = None
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     tie_embeddings: bool = False
     hidden_dropout: Fraction = 0.0
@@ -46,6 +77,10 @@ class ModelConfig(Section):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def key_value_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
     def mlp_size(self) -> int:
         return self.ffn_hidden_size or 4 * self.hidden_size
 
@@ -55,12 +90,26 @@ class ModelConfig(Section):
             raise ValueError(
                 f"hidden_size={self.hidden_size} does not divide by num_attention_heads={self.num_attention_heads}"
             )
+        if self.num_attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
         if int(self.head_size * self.rotary_fraction) % 2:
             raise ValueError(
                 f"rotary_fraction={self.rotary_fraction} rotates {int(self.head_size * self.rotary_fraction)} of the "
                 f"{self.head_size} values of a head; it must be an even number"
             )
         return self
+
+
+class AnnealingConfig(Section):
+    """A window that shrinks while a model learns to do with less: it halves at even distances."""
+
+    start: PositiveInt
+    """Tokens of the first window."""
+    steps: PositiveInt
+    """Steps of the run until the window is `attention.window`."""
 
 
 class AttentionConfig(Section):
@@ -72,14 +121,24 @@ class AttentionConfig(Section):
     """First tokens of a document that stay visible."""
     separators: Literal["default"] | tuple[str, ...] = ()
     """Texts whose tokens stay visible; `default`: . , ? ! : ; space, tab, newline."""
+    separator_ids: tuple[NonNegativeInt, ...] = ()
+    """More of them by token id, as `megatron_sep separators` lists them."""
     stride: PositiveInt | None = None
     """FixLLM: every stride-th token after the sinks stays visible."""
     full_layers: tuple[int, ...] = ()
     """Layers that see everything, from 0; -1 is the last. [0]: H, [0, -1]: H/T."""
     document_boundaries: bool = False
     """True: packed documents do not see each other. False reproduces the paper."""
+    anneal: AnnealingConfig | None = None
+    """Shrink the window in training; null: it is `window` from the first step. Validation always uses `window`."""
     backend: Literal["auto", "triton", "flex", "reference"] = "auto"
     """auto: Triton on CUDA, the reference on CPU."""
+
+    @model_validator(mode="after")
+    def _window_shrinks(self) -> Self:
+        if self.anneal and (self.window is None or self.anneal.start < self.window):
+            raise ValueError(f"anneal.start={self.anneal.start} must be a window of at least window={self.window}")
+        return self
 
 
 class TokenizerConfig(Section):
@@ -98,11 +157,36 @@ class ShardConfig(Section):
     """Share of the samples, against the other weights."""
 
 
+class InstructionsConfig(Section):
+    """Prompts and responses to learn; the loss counts the responses alone."""
+
+    path: Path
+    """JSON lines."""
+    prompt: str = "prompt"
+    """Key of the prompt."""
+    response: str = "response"
+    """Key of the response."""
+    template: str = "{prompt}\n"
+    """Text that stands before the response."""
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the examples, from the end of the file, for validation."""
+    on_long: Literal["fail", "drop"] = "fail"
+    """An example longer than a sequence."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> Self:
+        if "{prompt}" not in self.template:
+            raise ValueError(f"template={self.template!r} has no {{prompt}} in it")
+        return self
+
+
 class DataConfig(Section):
     path: Path | None = None
     """Prefix of the shard: PATH.bin and PATH.idx, or PATH.idx and the parts PATH-00000-of-00082.bin ..."""
     blend: tuple[ShardConfig, ...] = ()
     """Several shards with weights, in place of `path`."""
+    instructions: InstructionsConfig | None = None
+    """Prompts and responses, in place of `path`; needs attention.document_boundaries."""
     split: tuple[Fraction, Fraction, Fraction] = (0.969, 0.03, 0.001)
     """Shares of the documents for training, validation and test."""
     order: Literal["samples", "sequences", "neox"] = "samples"
@@ -120,8 +204,8 @@ class DataConfig(Section):
         checks = (
             (abs(sum(self.split) - 1) > 1e-6, f"split={list(self.split)} adds up to {sum(self.split):g}, not 1"),
             (
-                (self.path is None) == (not self.blend),
-                "path and blend: give one of them, the prefix of a shard or several with weights",
+                [bool(self.path), bool(self.blend), bool(self.instructions)].count(True) != 1,
+                "path, blend and instructions: give one of them: a shard, several with weights, or examples",
             ),
             (self.order == "neox" and not self.shuffle, "order=neox is a shuffle; shuffle=false has order=samples"),
         )
@@ -210,6 +294,17 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always makes one."""
     keep: PositiveInt | None = None
     """Newest checkpoints to keep; null: all."""
+    init_from: Path | None = None
+    """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
+    Llama. null: weights drawn from train.seed."""
+    init_step: NonNegativeInt = 0
+    """Step that a run with `init_from` starts at: schedule and data go on from there. 0: both begin anew."""
+
+    @model_validator(mode="after")
+    def _step_needs_weights(self) -> Self:
+        if self.init_step and self.init_from is None:
+            raise ValueError(f"init_step={self.init_step} needs init_from, the weights of that step")
+        return self
 
 
 class MetricsConfig(Section):
@@ -237,6 +332,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         layers = self.model.num_layers
+        instructions = self.data.instructions
         outside = [i for i in self.attention.full_layers if not -layers <= i < layers]
         checks = (
             (bool(outside), f"attention.full_layers={outside}: no such layer in a model with {layers}"),
@@ -249,6 +345,23 @@ class RunConfig(Section):
                 self.model.num_attention_heads % self.parallel.tensor != 0,
                 f"model.num_attention_heads={self.model.num_attention_heads} does not divide by "
                 f"parallel.tensor={self.parallel.tensor}",
+            ),
+            (
+                instructions is not None and not self.attention.document_boundaries,
+                "data.instructions packs several examples into a sequence: set attention.document_boundaries: true",
+            ),
+            (
+                instructions is not None and instructions.valid == 0 and self.train.eval_every > 0,
+                "data.instructions.valid=0 leaves no examples to validate on: raise it, or set train.eval_every: 0",
+            ),
+            (
+                self.model.key_value_heads % self.parallel.tensor != 0,
+                f"model.num_key_value_heads={self.model.num_key_value_heads} does not divide by "
+                f"parallel.tensor={self.parallel.tensor}",
+            ),
+            (
+                self.checkpoint.init_step >= self.train.steps,
+                f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
             ),
             (
                 layers % self.parallel.pipeline != 0,

@@ -14,6 +14,7 @@ from megatron_sep.model.build import build_model
 from megatron_sep.parallel.groups import current_device
 from megatron_sep.train import checkpoint
 from megatron_sep.train.checkpoint import CheckpointError, Checkpoints
+from megatron_sep.train.start import load_weights, open_source
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Generator:
         path = _checkpoint_in(path)
         description = checkpoint.describe(path)
         config = RunConfig.model_validate(description["config"])
-        tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_of(path, config) or config.tokenizer.path, config.tokenizer.eod)
         model = build_model(
             config.model,
             ParallelConfig(),
@@ -57,8 +58,8 @@ class Generator:
             seed=config.train.seed,
             backend=config.attention.backend,
         )
-        _, tensors = checkpoint.load(path, {"model": model.sharded_state_dict()})
-        model.load_state_dict(tensors["model"])
+        source = open_source(path)
+        load_weights(model, source, source.config)
         rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
         return cls(model.eval(), rules, tokenizer, config.model.sequence_length)
 

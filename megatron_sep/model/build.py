@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, silu
 
-from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.config.schema import ModelConfig, ParallelConfig, RotaryScalingConfig
 from megatron_sep.model.gpt_model import NeoXModel
 from megatron_sep.model.gpt_neox import neox_block
 from megatron_sep.model.init import initialise
@@ -21,19 +22,22 @@ DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, **more: Any) -> TransformerConfig:
-    """megatron-core's configuration of a GPT-NeoX decoder."""
+    """megatron-core's configuration of a decoder."""
     dtype = DTYPES[precision]
     settings: dict[str, Any] = {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.key_value_heads,
         "ffn_hidden_size": model.mlp_size,
         "layernorm_epsilon": model.norm_eps,
         "hidden_dropout": model.hidden_dropout,
         "attention_dropout": model.attention_dropout,
-        "activation_func": gelu,
-        "add_bias_linear": True,
-        "add_qkv_bias": True,
+        "activation_func": silu if model.activation == "swiglu" else gelu,
+        "gated_linear_unit": model.activation == "swiglu",
+        "add_bias_linear": model.biases,
+        "add_qkv_bias": model.biases,
+        "normalization": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.norm],
         "tensor_model_parallel_size": parallel.tensor,
         "pipeline_model_parallel_size": parallel.pipeline,
         "sequence_parallel": parallel.sequence_parallel,
@@ -84,6 +88,7 @@ def build_model(
         config=config,
         transformer_layer_spec=neox_block(
             config,
+            norm=model.norm,
             parallel_residual=model.parallel_residual,
             recompute=recompute,
             compiled=compiled,
@@ -99,5 +104,18 @@ def build_model(
         rotary_base=model.rotary_base,
         compiled=compiled,
     )
+    if model.rotary_scaling:
+        _slow_down(built.rotary_pos_emb, model.rotary_scaling)
     initialise(built, model, seed)
     return built.cuda()
+
+
+def _slow_down(rotary: RotaryEmbedding, scaling: RotaryScalingConfig) -> None:
+    """Llama 3.1's frequencies; megatron-core's own switch for them fixes all but the factor."""
+    rotary.inv_freq = rotary._apply_scaling(
+        rotary.inv_freq,
+        factor=scaling.factor,
+        low_freq_factor=scaling.low_frequency_factor,
+        high_freq_factor=scaling.high_frequency_factor,
+        original_max_position_embeddings=scaling.original_length,
+    )

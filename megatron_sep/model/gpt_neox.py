@@ -1,7 +1,7 @@
-"""The GPT-NeoX layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias."""
+"""The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,24 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        for parameter in self.parameters():
-            # tells megatron-core to sum these gradients over the tensor-parallel ranks
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        _mark_replicated(self, config)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, built as megatron-core builds its norms."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_replicated(self, config)
+
+
+NORMS: Mapping[str, type[torch.nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def _mark_replicated(norm: torch.nn.Module, config: TransformerConfig) -> None:
+    """Tell megatron-core to sum these gradients over the tensor-parallel ranks."""
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
@@ -97,15 +112,15 @@ def _restored(states: dict[str, Tensor]) -> Iterator[None]:
 
 
 def neox_block(
-    config: TransformerConfig, *, parallel_residual: bool, recompute: bool, compiled: bool, backend: str
+    config: TransformerConfig, *, norm: str, parallel_residual: bool, recompute: bool, compiled: bool, backend: str
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
     spec.module = NeoXLayer
     spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
     parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = LayerNorm
+    parts.input_layernorm = parts.pre_mlp_layernorm = NORMS[norm]
     parts.self_attention.submodules.core_attention = ModuleSpec(module=SepCoreAttention, params={"backend": backend})
     parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=LayerNorm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=NORMS[norm])

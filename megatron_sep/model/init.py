@@ -35,7 +35,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
             parameter.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
         else:
             kind = config.output_init if name.endswith(_WRITES_TO_RESIDUAL) else config.init
-            parameter.copy_(_draw(name, parameter, seed) * init_std(kind, config))
+            whole = _draw(name, whole_shape(parameter), seed)
+            parameter.copy_(local_part(name, whole, parameter, config) * init_std(kind, config))
 
 
 def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -48,13 +49,36 @@ def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield ".".join(parts), parameter
 
 
-def _draw(name: str, parameter: nn.Parameter, seed: int) -> Tensor:
-    """This tensor-parallel rank's part of a standard normal matrix, fp32."""
+def local_part(name: str, whole: Tensor, parameter: nn.Parameter, config: ModelConfig) -> Tensor:
+    """This tensor-parallel rank's part of a weight of the whole model.
+
+    SwiGLU's first matrix is the gate above the value, and a rank holds its part of each.
+    """
+    ranks = _ranks_of(parameter)
+    if ranks == 1:
+        return whole
+    rank, axis = parallel_state.get_tensor_model_parallel_rank(), parameter.partition_dim  # type: ignore[attr-defined]
+    gated = config.activation == "swiglu" and ".linear_fc1." in name
+    halves = whole.chunk(2) if gated else (whole,)
+    return torch.cat([half.chunk(ranks, axis)[rank] for half in halves], axis)
+
+
+def whole_shape(parameter: nn.Parameter) -> list[int]:
+    """Of the weight of the whole model that this rank holds a part of."""
+    shape = list(parameter.shape)
+    if (ranks := _ranks_of(parameter)) > 1:
+        shape[parameter.partition_dim] *= ranks  # type: ignore[attr-defined]
+    return shape
+
+
+def _ranks_of(parameter: nn.Parameter) -> int:
+    """Tensor-parallel ranks that share a weight."""
+    split = getattr(parameter, "tensor_model_parallel", False) and getattr(parameter, "partition_dim", -1) >= 0
+    return parallel_state.get_tensor_model_parallel_world_size() if split else 1
+
+
+def _draw(name: str, shape: list[int], seed: int) -> Tensor:
+    """A standard normal matrix of the whole model, fp32."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    shape = list(parameter.shape)
-    split = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
-    ranks = parallel_state.get_tensor_model_parallel_world_size() if split >= 0 else 1
-    shape[split] *= ranks
-    whole = torch.empty(shape, device="cpu").normal_(generator=generator)
-    return whole.chunk(ranks, split)[parallel_state.get_tensor_model_parallel_rank() if ranks > 1 else 0]
+    return torch.empty(shape, device="cpu").normal_(generator=generator)

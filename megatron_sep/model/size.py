@@ -10,9 +10,9 @@ class ModelError(ValueError):
 
 
 def padded_vocab_size(config: ModelConfig, tokens: int) -> int:
-    """Rows of the embedding: as configured, or ``tokens`` rounded up to a multiple of 128. Raises ModelError."""
+    """Rows of the embedding: as configured, or ``tokens`` rounded up to ``vocab_multiple``. Raises ModelError."""
     if config.vocab_size is None:
-        return -(-tokens // 128) * 128
+        return -(-tokens // config.vocab_multiple) * config.vocab_multiple
     if config.vocab_size < tokens:
         raise ModelError(
             f"model.vocab_size={config.vocab_size} is smaller than the tokenizer's {tokens}; raise it or leave it out"
@@ -29,17 +29,25 @@ class ModelSize:
 
     @property
     def layer_matrices(self) -> int:
-        """Matrix entries of one layer: query, key, value, projection and the two of the MLP."""
-        h = self.config.hidden_size
-        return 4 * h * h + 2 * h * self.config.mlp_size
+        """Matrix entries of one layer: query, key, value, projection and the two of the MLP (three with SwiGLU)."""
+        h, ffn = self.config.hidden_size, self.config.mlp_size
+        return h * self._qkv_rows + h * h + h * self._fc1_rows + h * ffn
 
     @property
     def parameters(self) -> int:
-        h, ffn = self.config.hidden_size, self.config.mlp_size
-        biases = 3 * h + h + ffn + h
-        norms = 4 * h
-        layers = self.config.num_layers * (self.layer_matrices + biases + norms)
-        return layers + 2 * h + self.embedding_parameters
+        h = self.config.hidden_size
+        biases = (self._qkv_rows + h + self._fc1_rows + h) * self.config.biases
+        norm = h * (2 if self.config.norm == "layernorm" else 1)
+        layers = self.config.num_layers * (self.layer_matrices + biases + 2 * norm)
+        return layers + norm + self.embedding_parameters
+
+    @property
+    def _qkv_rows(self) -> int:
+        return self.config.hidden_size + 2 * self.config.key_value_heads * self.config.head_size
+
+    @property
+    def _fc1_rows(self) -> int:
+        return self.config.mlp_size * (2 if self.config.activation == "swiglu" else 1)
 
     @property
     def embedding_parameters(self) -> int:

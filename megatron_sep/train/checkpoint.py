@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_sep.config.schema import RunConfig
+from megatron_sep.config.schema import ModelConfig, RunConfig
 from megatron_sep.data.manifest import sha256, versions
 from megatron_sep.parallel.groups import is_first_rank
 
@@ -68,7 +68,7 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # torch's is no Exception
             self._on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
             raise _not_written(final, error) from error
-        self._on_first_rank(lambda: _finish(partial, final, _description(state, config, vocab_size)))
+        self._on_first_rank(lambda: finish(partial, final, description(state, config, vocab_size)))
         self._on_first_rank(self._drop_old)
         return final
 
@@ -125,18 +125,24 @@ def load(path: Path, frame: Tree) -> tuple[TrainState, Tree]:
 
 def describe(path: Path) -> Tree:
     """The step, the configuration and the versions that a checkpoint was written with."""
-    description: Tree = json.loads((path / _MANIFEST).read_text())["description"]
-    return description
+    found: Tree = json.loads((path / _MANIFEST).read_text())["description"]
+    return found
+
+
+def tokenizer_of(path: Path, config: RunConfig) -> Path | None:
+    """The tokenizer that lies in a checkpoint, or that of its run; None where neither is there."""
+    inside = (path / name for name in ("tokenizer.json", "tokenizer.model"))
+    return next((file for file in (*inside, config.tokenizer.path) if file.is_file()), None)
 
 
 def check_fits(path: Path, description: Tree, config: RunConfig, vocab_size: int) -> None:
     """Raise CheckpointError where the model differs from the one that was saved."""
     now = config.model_dump(mode="json")["model"] | {"vocab_size": vocab_size}
-    saved = description["config"]["model"] | {"vocab_size": description["vocab_size"]}
+    saved = ModelConfig.model_validate(description["config"]["model"]).model_dump(mode="json")
+    saved["vocab_size"] = description["vocab_size"]
     free = {"hidden_dropout", "attention_dropout", "init", "output_init", "init_std", "sequence_length"}
-    wrong = [
-        f"model.{k} is {saved[k]} there and {now[k]} here" for k in now if k not in free and saved.get(k) != now[k]
-    ]
+    free.add("vocab_multiple")
+    wrong = [f"model.{k} is {saved[k]} there and {now[k]} here" for k in now if k not in free and saved[k] != now[k]]
     if wrong:
         raise CheckpointError(f"{path}: {'; '.join(wrong)}. Set them as they were, or start in another dir")
 
@@ -160,18 +166,18 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
-def _finish(partial: Path, final: Path, description: Tree) -> None:
-    """List, flush and rename."""
+def finish(partial: Path, final: Path, description: Tree) -> None:
+    """List the files of a directory with their sums, flush them and give it its name."""
     try:
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps({"description": description, "files": files}, indent=1))
         (partial / _SEAL).write_text(sha256(partial / _MANIFEST))
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(str(_not_written(final, error))) from error
@@ -193,13 +199,14 @@ def _os_errors(error: BaseException | None) -> Iterator[str]:
         error = error.__cause__ or error.__context__
 
 
-def _description(state: TrainState, config: RunConfig, vocab_size: int) -> Tree:
+def description(state: TrainState, config: RunConfig, vocab_size: int) -> Tree:
+    """What a checkpoint says of itself."""
     return {
         "state": asdict(state),
         "vocab_size": vocab_size,
         "config": config.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
-        "ranks": dist.get_world_size(),
+        "ranks": dist.get_world_size() if dist.is_initialized() else 1,
     }
 
 
@@ -210,7 +217,8 @@ def _fresh_directory(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or a directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -135,11 +136,13 @@ class MegatronEngine:
 
 def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
     batch = next(microbatches)
-    return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), _mean_loss
+    return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), partial(
+        _mean_loss, batch.weight_BT
+    )
 
 
-def _mean_loss(loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = loss_BT.float().mean()
+def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = (loss_BT.float() if weight_BT is None else loss_BT.float() * weight_BT).mean()
     return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
 
 

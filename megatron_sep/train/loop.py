@@ -19,7 +19,7 @@ def train(run: Run) -> None:
         run.metrics.close()
         return
     skipped_in_a_row = 0
-    if run.state.step == 0:
+    if run.state.step == config.checkpoint.init_step:
         validate(run)
     for step in range(run.state.step + 1, config.train.steps + 1):
         seed_everything(config.train.seed + step)  # dropout depends on the step alone, so a resumed run repeats it

@@ -1,6 +1,6 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 
+from megatron_sep.attention.annealing import Annealing
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import RunConfig, TrainConfig
 from megatron_sep.data.batches import Samples, Split
+from megatron_sep.data.instruct import CountsLoss, instructions_of
 from megatron_sep.data.open import open_samples
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.model.build import build_model
@@ -22,6 +24,7 @@ from megatron_sep.train.engine import Engine, MegatronEngine
 from megatron_sep.train.metrics import Metrics, make_metrics
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.train.schedule import LearningRate
+from megatron_sep.train.start import start
 from megatron_sep.train.statistics import Statistics
 
 
@@ -63,7 +66,8 @@ class Inputs:
 class Feed:
     """This rank's micro-batches of a global batch."""
 
-    def __init__(self, samples: Samples, rules: LayerRules, train: TrainConfig) -> None:
+    def __init__(self, samples: Samples, rules: Callable[[int], LayerRules], train: TrainConfig) -> None:
+        """``rules`` of a step: the window may shrink from one to the next."""
         self.samples, self.rules, self.size = samples, rules, train.micro_batch_size
         self.rank: int = parallel_state.get_data_parallel_rank()
         self.ranks: int = parallel_state.get_data_parallel_world_size()
@@ -86,13 +90,24 @@ class Feed:
 
     def take(self, consumed: int, statistics: Statistics | None = None) -> Iterator[Microbatch]:
         """The global batch that follows ``consumed`` sequences, whatever the number of ranks."""
+        rules = self.rules(consumed // self.global_batch_size + 1)
+        share = self._share_that_counts(consumed)
         for i in range(self.num_microbatches):
             first = consumed + (i * self.ranks + self.rank) * self.size
             rows = torch.from_numpy(self.samples.take(first, self.size))
-            batch = Microbatch.of(rows, self.rules, self.device)
+            weight = None
+            if isinstance(self.samples, CountsLoss):
+                weight = torch.from_numpy(self.samples.loss_mask(first, self.size)) / share
+            batch = Microbatch.of(rows, rules, self.device, weight)
             if statistics is not None:
                 statistics.count(batch)
             yield batch
+
+    def _share_that_counts(self, consumed: int) -> float:
+        """Of the labels of a whole global batch, so that its loss is one mean on any number of ranks."""
+        if not isinstance(self.samples, CountsLoss):
+            return 1.0
+        return max(float(self.samples.loss_mask(consumed, self.global_batch_size)[:, 1:].mean()), 1e-9)
 
 
 class RunError(ValueError):
@@ -105,14 +120,17 @@ def open_inputs(config: RunConfig) -> Inputs:
     vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
     rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
     counts, size = config.train, config.train.global_batch_size
-    take = partial(_samples, config, tokenizer.vocab_size)
+    take = partial(_samples, config, tokenizer)
     train = take("train", counts.steps * size)
     valid = take("valid", counts.eval_batches * size) if counts.eval_every else None
     return Inputs(tokenizer, vocab_size, rules, train, valid)
 
 
-def _samples(config: RunConfig, vocab_size: int, split: Split, count: int) -> Samples:
-    return open_samples(config.data, split, config.model.sequence_length, vocab_size, count)
+def _samples(config: RunConfig, tokenizer: Tokenizer, split: Split, count: int) -> Samples:
+    data, length = config.data, config.model.sequence_length
+    if data.instructions is not None:
+        return instructions_of(data.instructions, split, length, tokenizer, data.seed, data.shuffle)
+    return open_samples(data, split, length, tokenizer.vocab_size, count)
 
 
 def build_run(config: RunConfig) -> Run:
@@ -134,6 +152,10 @@ def build_run(config: RunConfig) -> Run:
         recompute=config.train.recompute,
         compiled=config.train.compile == "on" or (config.train.compile == "auto" and on_gpu),
     )
+    checkpoints = Checkpoints(config.dir, config.checkpoint.keep)
+    newest = checkpoints.newest()
+    if newest is None and config.checkpoint.init_from is not None:
+        start(built, config, inputs.vocab_size)
     engine = MegatronEngine(
         built,
         config.optimizer,
@@ -142,15 +164,16 @@ def build_run(config: RunConfig) -> Run:
         sequence_length=model.sequence_length,
         micro_batch_size=config.train.micro_batch_size,
     )
-    checkpoints = Checkpoints(config.dir, config.checkpoint.keep)
-    state = _resume(checkpoints, engine, config, inputs.vocab_size)
+    state = _resume(newest, engine, config, inputs.vocab_size)
     steps = config.train.steps
     return Run(
         config=config,
         vocab_size=inputs.vocab_size,
         engine=engine,
-        train_data=Feed(inputs.train, inputs.rules, config.train),
-        valid_data=Feed(inputs.valid, inputs.rules, config.train) if inputs.valid else None,
+        train_data=Feed(
+            inputs.train, Annealing(inputs.rules, config.attention.anneal, config.checkpoint.init_step), config.train
+        ),
+        valid_data=Feed(inputs.valid, lambda _: inputs.rules, config.train) if inputs.valid else None,
         schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or steps),
         checkpoints=checkpoints,
         metrics=_metrics(config, state, steps),
@@ -175,10 +198,11 @@ def _metrics(config: RunConfig, state: TrainState, steps: int) -> Metrics:
     return make_metrics(config.metrics, config.dir, config.model_dump(mode="json"), state.step, steps)
 
 
-def _resume(checkpoints: Checkpoints, engine: Engine, config: RunConfig, vocab_size: int) -> TrainState:
-    newest = checkpoints.newest()
+def _resume(newest: Path | None, engine: Engine, config: RunConfig, vocab_size: int) -> TrainState:
+    """Where the run stands: at its newest checkpoint, or at the step its first weights are said to be of."""
     if newest is None:
-        return TrainState()
+        first = config.checkpoint.init_step
+        return TrainState(step=first, consumed=first * config.train.global_batch_size)
     checkpoint.check_fits(newest, checkpoint.describe(newest), config, vocab_size)
     state, tensors = checkpoint.load(newest, engine.state(loading=True))
     engine.load_state(tensors)

@@ -7,7 +7,9 @@ import yaml
 
 from megatron_sep.config import ConfigError, RunConfig, load_config, to_yaml
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "runs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted((CONFIGS / "runs").glob("*.yaml"))
+PARTS = sorted(path for kind in ("models", "attention", "data") for path in (CONFIGS / kind).glob("*.yaml"))
 NEEDED = {"dir": "runs/x", "tokenizer": {"path": "t.json"}, "data": {"path": "corpus"}}
 
 
@@ -21,6 +23,57 @@ def test_every_shipped_run_loads_and_survives_a_round_trip(path: Path, tmp_path:
     """to_yaml is a complete configuration: reading it back gives the same one."""
     config = load_config(path)
     assert load_config(write(tmp_path / "again.yaml", to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_shipped_part_loads(path: Path, tmp_path: Path) -> None:
+    """A model, attention or data file makes a valid run with the keys that every run needs, and changes something."""
+    bare = load_config(write(tmp_path / "bare.yaml", NEEDED))
+    assert load_config(write(tmp_path / "run.yaml", NEEDED | {"extends": str(path)})) != bare or path.stem == "full"
+
+
+def test_runs_are_short() -> None:
+    """A run adds at most six lines to what it extends."""
+    for path in SHIPPED:
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "extends"))]
+        assert len(lines) <= 6, path
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("14m", (6, 128, 4, 50304)),
+        ("70m", (6, 512, 8, 50304)),
+        ("160m", (12, 768, 12, 50304)),
+        ("410m", (24, 1024, 16, 50304)),
+        ("1b", (16, 2048, 8, 50304)),
+        ("1.4b", (24, 2048, 16, 50304)),
+        ("2.8b", (32, 2560, 32, 50304)),
+        ("6.9b", (32, 4096, 32, 50432)),
+        ("12b", (36, 5120, 40, 50688)),
+    ],
+)
+def test_pythia_files_have_the_published_shapes(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Layers, width, heads and rows of the embedding of the published checkpoints."""
+    run = write(tmp_path / "run.yaml", NEEDED | {"extends": str(CONFIGS / "models" / f"pythia-{name}.yaml")})
+    model = load_config(run).model
+    assert (model.num_layers, model.hidden_size, model.num_attention_heads, model.vocab_size) == shape
+
+
+def test_the_papers_runs_have_its_schedule() -> None:
+    """160m from scratch: 143,000 steps of 1024 x 2048, 6e-4 to 6e-5; 1.4b goes on at 93,000, or anew for as long."""
+    scratch = load_config(CONFIGS / "runs" / "pythia-160m-sep-n64.yaml")
+    assert (scratch.train.steps, scratch.train.global_batch_size, scratch.model.sequence_length) == (
+        143_000,
+        1024,
+        2048,
+    )
+    assert (scratch.optimizer.lr, scratch.optimizer.min_lr, scratch.optimizer.warmup) == (6e-4, 6e-5, 0.01)
+    continued = load_config(CONFIGS / "runs" / "pythia-1.4b-posttrain-n64.yaml")
+    anew = load_config(CONFIGS / "runs" / "pythia-1.4b-posttrain-n64-larger-lr.yaml")
+    assert (continued.checkpoint.init_step, continued.train.steps) == (93_000, 143_000)
+    assert (anew.checkpoint.init_step, anew.train.steps) == (0, 50_000)
+    assert anew.checkpoint.init_from == continued.checkpoint.init_from
 
 
 def test_extends_is_below_the_file_and_overrides_are_above(tmp_path: Path) -> None:
@@ -74,6 +127,12 @@ def test_all_mistakes_come_at_once_with_the_nearest_key(tmp_path: Path) -> None:
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel=true needs tensor > 1"),
         ({"parallel": {"tensor": 5}}, "does not divide by parallel.tensor=5"),
         ({"attention": {"window": 0}}, "attention.window=0"),
+        ({"attention": {"window": 8, "anneal": {"start": 4, "steps": 9}}}, "anneal.start=4 must be a window of at lea"),
+        ({"attention": {"anneal": {"start": 4, "steps": 9}}}, "anneal.start=4 must be"),
+        ({"checkpoint": {"init_step": 3}}, "init_step=3 needs init_from"),
+        ({"checkpoint": {"init_from": "x", "init_step": 9}, "train": {"steps": 9}}, "leaves nothing of train.steps=9"),
+        ({"model": {"num_key_value_heads": 5}}, "is no multiple of num_key_value_heads=5"),
+        ({"model": {"num_key_value_heads": 3}, "parallel": {"tensor": 2}}, "num_key_value_heads=3 does not divide"),
     ],
 )
 def test_contradictions_are_named(section: dict[str, object], message: str, tmp_path: Path) -> None:

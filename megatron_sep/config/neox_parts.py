@@ -1,0 +1,164 @@
+"""GPT-NeoX keys that only mean something together, each set turned into values of ours."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+Tree = dict[str, Any]
+
+PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
+"""The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
+
+
+class NeoxError(ValueError):
+    """Keys of a GPT-NeoX file that cannot be taken over; one a line."""
+
+
+def _attention(values: Tree) -> Tree:
+    """The pattern of SepLLM's keys; files without them train with full attention."""
+    _check_kinds(values.get("attention_config"))
+    if "separator_token_ids" not in values and "init_tok_max_idx" not in values:
+        return {"attention.window": None}
+    if values.get("use_original_full_atten"):
+        return {"attention.window": None}
+    found: Tree = {"attention.sinks": values.get("init_tok_max_idx", 2) + 1}
+    found |= _windows(values)
+    if values.get("use_fixed_sep_intervals"):
+        return found | {"attention.stride": _one_of("fixed_sep_intervals_list", values["fixed_sep_intervals_list"])}
+    return found if values.get("streamingllm") else found | _separators(values.get("separator_token_ids", ()))
+
+
+def _check_kinds(config: Any) -> None:
+    """attention_config lists kinds of attention, all of which must be full."""
+    kinds = {kind for kinds, _ in config or () for kind in kinds}
+    other = kinds - {"global", "flash"}
+    if other:
+        raise NeoxError(f"attention_config names {', '.join(sorted(other))}: known are global and flash")
+
+
+def _windows(values: Tree) -> Tree:
+    """One window and the layers that see everything, from one size or a size a layer."""
+    if not values.get("use_prefill_local_win_sizes_wrt_layers"):
+        return {"attention.window": values["prefill_local_window_size"]}
+    sizes = values["prefill_loc_win_size_list"]
+    if len(sizes) != values.get("num_layers", len(sizes)):
+        raise NeoxError(f"prefill_loc_win_size_list has {len(sizes)} sizes, num_layers={values['num_layers']}")
+    length = values.get("seq_length", 2048)
+    full = [i for i, size in enumerate(sizes) if size >= length]
+    if len(full) == len(sizes):
+        return {"attention.window": None}
+    rest = [size for size in sizes if size < length]
+    return {"attention.window": _one_of("prefill_loc_win_size_list", rest), "attention.full_layers": full}
+
+
+def _one_of(key: str, sizes: list[int]) -> int:
+    if len(set(sizes)) != 1:
+        raise NeoxError(f"{key}={sizes}: layers have one and the same size or see everything")
+    return sizes[0]
+
+
+def _separators(ids: Any) -> Tree:
+    if set(ids) == PYTHIA_SEPARATORS:
+        return {"attention.separators": "default"}
+    if 128000 in ids:
+        raise NeoxError(
+            "separator_token_ids has 128000, which begins a text in Llama-3's tokenizer and is no separator; the tab "
+            "that is meant is 197"
+        )
+    return {"attention.separator_ids": [i for i in ids if i is not None]}
+
+
+def _batch(values: Tree) -> Tree:
+    """The global batch, as GPT-NeoX makes it from the ranks that are there."""
+    micro = values.get("train_micro_batch_size_per_gpu", values.get("batch_size"))
+    if micro is None:
+        return {}
+    whole = values.get("train_batch_size")
+    if whole is None:
+        steps = values.get("gradient_accumulation_steps", values.get("gas", 1))
+        whole = micro * steps * data_parallel_ranks(values)
+    return {"train.micro_batch_size": micro, "train.global_batch_size": whole}
+
+
+def data_parallel_ranks(values: Mapping[str, Any]) -> int:
+    """From the file, or from the environment of the job that reads it."""
+    world = next((values[key] for key in ("global_num_gpus", "world_size", "num_gpus") if key in values), None)
+    if world is None:
+        world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    model_parallel = values.get("model_parallel_size", 1) * max(1, values.get("pipe_parallel_size", 1))
+    return max(1, int(world) // int(model_parallel))
+
+
+def _precision(values: Tree) -> Tree:
+    fp16 = values.get("fp16", {})
+    if values.get("bf16", {}).get("enabled") or values.get("precision") in ("bfloat16", "bf16"):
+        return {"train.precision": "bf16"}
+    if not (fp16.get("enabled") or values.get("precision") == "fp16"):
+        return {"train.precision": "fp32"}
+    if fp16.get("loss_scale", 0) != 0:
+        raise NeoxError(f"fp16.loss_scale={fp16['loss_scale']}: the loss scale is dynamic, loss_scale=0")
+    names = {"min_loss_scale": "minimum", "loss_scale_window": "growth_interval", "hysteresis": "hysteresis"}
+    scale = {ours: fp16[theirs] for theirs, ours in names.items() if theirs in fp16}
+    if "initial_scale_power" in fp16:
+        scale["initial"] = 2.0 ** fp16["initial_scale_power"]
+    return {"train.precision": "fp16", "train.loss_scale": scale}
+
+
+def _optimizer(values: Tree) -> Tree:
+    optimizer = values.get("optimizer", {})
+    kind = str(optimizer.get("type", "Adam"))
+    if kind.lower() not in ("adam", "adamw"):
+        raise NeoxError(f"optimizer.type={kind!r}: AdamW is the only optimizer")
+    params = optimizer.get("params", {})
+    strange = [f"optimizer.params.{key}: no such key" for key in params if key not in ("lr", "betas", "eps")]
+    if strange:
+        raise NeoxError("\n".join(strange))
+    return {f"optimizer.{key}": value for key, value in params.items()}
+
+
+def _rest(values: Tree) -> Tree:
+    found: Tree = {
+        "model.vocab_multiple": values.get("make_vocab_size_divisible_by", 128) * values.get("model_parallel_size", 1),
+    }
+    epsilon = "rms_norm_epsilon" if values.get("norm") == "rmsnorm" else "layernorm_epsilon"
+    if epsilon in values:
+        found["model.norm_eps"] = values[epsilon]
+    biases = {values[key] for key in ("use_bias_in_attn_linear", "use_bias_in_mlp") if key in values}
+    if len(biases) > 1:
+        raise NeoxError("use_bias_in_attn_linear and use_bias_in_mlp differ: linear layers all have a bias, or none")
+    if biases:
+        found["model.biases"] = biases.pop()
+    _check_rest(values)
+    if values.get("finetune") and "load" in values:
+        found["checkpoint.init_from"] = values["load"]
+    return found
+
+
+def _data(values: Tree) -> Tree:
+    """GPT-NeoX's order. Of a set for training all is trained on, and nothing is left to validate."""
+    found: Tree = {"data.order": "neox"}
+    if "train_data_paths" in values:
+        paths = values["train_data_paths"]
+        paths = [paths] if isinstance(paths, str) else paths
+        if len(paths) != 1:
+            raise NeoxError(f"train_data_paths names {len(paths)} sets: write them as data.blend, each with its weight")
+        return found | {"data.path": paths[0], "data.split": [1.0, 0.0, 0.0], "train.eval_every": 0}
+    return found | ({"train.eval_every": values["eval_interval"]} if "eval_interval" in values else {})
+
+
+def _check_rest(values: Tree) -> None:
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage > 1:
+        raise NeoxError(
+            f"zero_optimization.stage={stage} is refused: the optimizer state alone is split among the ranks (ZeRO-1)"
+        )
+    if values.get("zero_optimization", {}).get("cpu_offload"):
+        raise NeoxError("zero_optimization.cpu_offload=True is refused: the optimizer state stays on the device")
+    if "load" in values and not values.get("finetune") and values["load"] != values.get("save"):
+        raise NeoxError(
+            f"load={values['load']!r}: GPT-NeoX's own checkpoints are converted first (`megatron_sep convert`) "
+            "and given as checkpoint.init_from; a run goes on from its own dir by itself"
+        )
+
+
+COMPOSERS = (_attention, _batch, _precision, _optimizer, _data, _rest)

@@ -1,0 +1,140 @@
+"""`convert SRC DST`: Hugging Face and GPT-NeoX in, this program's own checkpoint out; and the other way round.
+
+Everything is checked before a byte is written; the result is written aside, one layer at a time, and renamed. A
+checkpoint that holds weights alone is one safetensors file a layer beside the manifest of every checkpoint.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_sep.config import RunConfig, load_config
+from megatron_sep.config.schema import ModelConfig
+from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.model.hugging_face import make_config
+from megatron_sep.train import checkpoint
+from megatron_sep.train.checkpoint import TrainState
+from megatron_sep.train.start import WEIGHTS, OpenedSource, export_rules, open_source
+
+_PRECISION = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class ConvertError(ValueError):
+    """A conversion that cannot be done as asked."""
+
+
+def convert(src: Path, dst: Path, config: Path | None = None) -> OpenedSource:
+    """Write ``src`` as a new directory: a checkpoint of ours becomes Hugging Face's, all else a checkpoint of ours."""
+    if dst.exists():
+        raise ConvertError(f"{dst}: is there already; name a new directory, or remove it")
+    model: ModelConfig | None = load_config(config).model if config else None
+    source = open_source(src, model)
+    partial = dst.with_name(f".{dst.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        (_write_hugging_face if source.own else _write_own)(source, partial, dst)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return source
+
+
+def _write_own(source: OpenedSource, partial: Path, dst: Path) -> None:
+    dtype = _write_groups(source, partial, WEIGHTS, lambda group: group)
+    _copy_tokenizer(source, partial)
+    names = [name for name in _TOKENIZER if (partial / name).is_file()]
+    run = RunConfig.model_validate(
+        {
+            "dir": str(dst),
+            "model": source.config.model_dump(),
+            "attention": source.attention.model_dump(),
+            "tokenizer": {"path": str(dst / names[0]) if names else "none"},
+            "data": {"path": "none"},
+            "train": {"precision": _PRECISION[dtype]},
+        }
+    )
+    checkpoint.finish(partial, dst, checkpoint.description(TrainState(), run, source.vocab_size))
+
+
+def _write_hugging_face(source: OpenedSource, partial: Path, dst: Path) -> None:
+    rules = export_rules(source)
+    make_config(source.config, source.vocab_size, rules, "float32", None)  # raises before anything is written
+    count = len(source.groups)
+    links = {link.ours: link for group in source.groups for link in group}
+
+    def spelled(group: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: part.contiguous()
+            for ours, whole in group.items()
+            for name, part in zip(links[ours].theirs, links[ours].split(whole, source.config), strict=True)
+        }
+
+    dtype = _write_groups(source, partial, f"model-{{:05d}}-of-{count:05d}.safetensors", spelled)
+    _copy_tokenizer(source, partial)
+    eod = load_tokenizer(source.tokenizer).eod_id if source.tokenizer else None
+    _write_json(partial / "config.json", make_config(source.config, source.vocab_size, rules, str(dtype)[6:], eod))
+    _write_index(partial)
+    package = resources.files("megatron_sep")
+    (partial / "modeling_sep.py").write_text((package / "convert" / "modeling_sep.py").read_text())
+    (partial / "sep_pattern.py").write_text((package / "attention" / "pattern.py").read_text())
+    for path in (*partial.iterdir(), partial):
+        checkpoint.flush(path)
+    partial.rename(dst)
+
+
+def _write_groups(source: OpenedSource, folder: Path, name: str, spelled: Any) -> torch.dtype:
+    """One file a group, one group in memory; returns the dtype they have in common."""
+    from safetensors.torch import save_file
+
+    dtypes = set()
+    for number, group in enumerate(_groups(source), 1):
+        save_file(spelled(group), folder / name.format(number), metadata={"format": "pt"})
+        dtypes |= {tensor.dtype for tensor in group.values()}
+        group.clear()
+    if len(dtypes) != 1 or not dtypes <= _PRECISION.keys():
+        raise ConvertError(f"{source.place}: weights of {', '.join(map(str, dtypes))}; known: fp32, fp16, bf16")
+    return dtypes.pop()
+
+
+def _groups(source: OpenedSource) -> Iterator[dict[str, Tensor]]:
+    for group in source:
+        yield {name: tensor.contiguous() for name, tensor in group.items()}
+
+
+def _copy_tokenizer(source: OpenedSource, folder: Path) -> None:
+    if source.tokenizer is None:
+        return
+    beside = source.tokenizer.parent
+    shutil.copy(source.tokenizer, folder / f"tokenizer{source.tokenizer.suffix}")
+    for name in _TOKENIZER[2:]:
+        if (beside / name).is_file():
+            shutil.copy(beside / name, folder / name)
+    if source.tokenizer.suffix == ".json" and not (folder / "tokenizer_config.json").exists():
+        tokenizer = load_tokenizer(source.tokenizer)
+        end = tokenizer.decode([tokenizer.eod_id])
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": end}
+        _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_index(folder: Path) -> None:
+    from safetensors import safe_open
+
+    where: dict[str, str] = {}
+    size = 0
+    for path in sorted(folder.glob("model-*.safetensors")):
+        size += path.stat().st_size
+        with safe_open(path, framework="pt") as file:
+            where |= dict.fromkeys(file.keys(), path.name)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

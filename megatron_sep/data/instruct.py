@@ -1,0 +1,145 @@
+"""Instruction data: prompts and responses packed into rows, the loss on the responses alone.
+
+JSON lines with a prompt and a response each. An example is prompt, response and the end-of-document token; a row holds
+as many whole examples as fit and is filled up with end-of-document tokens. Rows are filled in the order of the file
+and read in an order drawn from the seed.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_sep.config.schema import InstructionsConfig
+from megatron_sep.data.batches import DataError, Ids, InOrder, Order, Shuffled, Split
+from megatron_sep.data.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class CountsLoss(Protocol):
+    """Samples that say for which of their tokens the loss counts."""
+
+    def loss_mask(self, first_sample: int, count: int) -> npt.NDArray[np.bool_]:
+        """bool [count, T + 1], True at the tokens to be learnt."""
+        ...
+
+
+class Instructions:
+    """Rows of packed examples, as samples of ``sequence_length`` + 1 tokens. Raises DataError, naming file and line."""
+
+    def __init__(
+        self,
+        config: InstructionsConfig,
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        part: slice = slice(0, None),
+    ) -> None:
+        self.name, self._eod, self._width = config.path.stem, tokenizer.eod_id, sequence_length + 1
+        self.dropped = 0
+        """Examples longer than a row."""
+        examples = list(self._examples(config, tokenizer, part))
+        self._rows = list(_pack([len(ids) for ids, _ in examples], self._width))
+        self._tokens = [ids for ids, _ in examples]
+        self._prompts = [prompt for _, prompt in examples]
+        self.num_samples = len(self._rows)
+        if not self._rows:
+            raise DataError(f"{config.path}: no example that fits into {sequence_length} tokens in this split")
+        self._order: Order = Shuffled(self.num_samples, seed) if shuffle else InOrder(self.num_samples)
+
+    def sample(self, index: int) -> Ids:
+        row: Ids = self.take(index, 1)[0]
+        return row
+
+    def take(self, first_sample: int, count: int) -> Ids:
+        """Samples [first_sample, first_sample + count): int64 [count, T + 1]."""
+        ids = np.full((count, self._width), self._eod, np.int64)
+        for row, start, number in self._placed(first_sample, count):
+            ids[row, start : start + len(self._tokens[number])] = self._tokens[number]
+        return ids
+
+    def loss_mask(self, first_sample: int, count: int) -> npt.NDArray[np.bool_]:
+        learnt = np.zeros((count, self._width), np.bool_)
+        for row, start, number in self._placed(first_sample, count):
+            learnt[row, start + self._prompts[number] : start + len(self._tokens[number])] = True
+        return learnt
+
+    def _placed(self, first_sample: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Row, offset in it and number of each example of some samples."""
+        places = self._order(np.arange(first_sample, first_sample + count, dtype=np.int64))
+        for row, place in enumerate(places.tolist()):
+            start = 0
+            for number in self._rows[place]:
+                yield row, start, number
+                start += len(self._tokens[number])
+
+    def _examples(
+        self, config: InstructionsConfig, tokenizer: Tokenizer, part: slice
+    ) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
+        """The ids of each example, and how many of them are the prompt."""
+        for number, prompt, response in islice(_records(config), part.start, part.stop):
+            question = tokenizer.encode(config.template.replace("{prompt}", prompt))
+            ids = [*question, *tokenizer.encode(response), tokenizer.eod_id]
+            if len(ids) <= self._width:
+                yield np.array(ids, np.int32), len(question)
+            elif config.on_long == "drop":
+                self.dropped += 1
+            else:
+                raise DataError(
+                    f"{config.path}, line {number}: {len(ids)} tokens do not fit into a sequence of {self._width - 1}; "
+                    "raise model.sequence_length, or set data.instructions.on_long: drop"
+                )
+
+
+def instructions_of(
+    config: InstructionsConfig, split: Split, sequence_length: int, tokenizer: Tokenizer, seed: int, shuffle: bool
+) -> Instructions:
+    """The examples of one split; validation is the end of the file, read in order. Raises DataError."""
+    total = sum(1 for _ in _records(config))
+    first = total - math.ceil(total * config.valid)
+    part = slice(first, None) if split == "valid" else slice(0, first)
+    return Instructions(config, tokenizer, sequence_length, seed=seed, shuffle=shuffle and split == "train", part=part)
+
+
+def _records(config: InstructionsConfig) -> Iterator[tuple[int, str, str]]:
+    try:
+        with config.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, *_texts(config, number, line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{config.path}: cannot be read: {error}") from error
+
+
+def _texts(config: InstructionsConfig, number: int, line: str) -> tuple[str, str]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{config.path}, line {number}: is no JSON: {error}") from error
+    found = []
+    for key in (config.prompt, config.response):
+        text = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(text, str) or not text:
+            raise DataError(f"{config.path}, line {number}: has no text under {key!r}")
+        found.append(text)
+    return found[0], found[1]
+
+
+def _pack(lengths: list[int], width: int) -> Iterator[list[int]]:
+    """Numbers of the examples of each row, in order."""
+    row: list[int] = []
+    used = 0
+    for number, length in enumerate(lengths):
+        if row and used + length > width:
+            yield row
+            row, used = [], 0
+        row.append(number)
+        used += length
+    if row:
+        yield row

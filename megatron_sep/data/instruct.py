@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_sep.config.schema import InstructionsConfig
-from megatron_sep.data.batches import DataError, Ids, InOrder, Order, Shuffled, Split
+from megatron_sep.data.batches import DataError, Ids, InOrder, Order, Shuffled, SourceShare, Split
 from megatron_sep.data.tokenizer import Tokenizer
 
 
@@ -69,6 +69,10 @@ class Instructions:
         for row, start, number in self._placed(first_sample, count):
             learnt[row, start + self._prompts[number] : start + len(self._tokens[number])] = True
         return learnt
+
+    def shares(self, consumed: int) -> list[SourceShare]:
+        """All of the samples are from this file."""
+        return [SourceShare(self.name, 1.0, 1.0, consumed, consumed / self.num_samples)]
 
     def _placed(self, first_sample: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Row, offset in it and number of each example of some samples."""

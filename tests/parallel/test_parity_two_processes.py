@@ -13,7 +13,7 @@ def test_logits_and_gradients_equal_transformers_on_two_processes(tmp_path: Path
     """Every family and variant whose heads divide: logits and every gradient within 1e-5 on both ranks."""
     out = tmp_path / "differences.json"
     script = str(Path(__file__).with_name("parity_two_processes.py"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     subprocess.run(
         [*torchrun, script, str(out)],
         check=True,

@@ -41,7 +41,7 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
         (folder / "run.yaml").write_text(to_yaml(tiny(**SECTIONS)))
         train_here(folder, "one")
         words = [word for name, overrides in LAYOUTS.items() for word in ("--", name, *overrides)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
         script = str(Path(__file__).with_name("two_processes.py"))
         subprocess.run(
             [*torchrun, script, str(folder), str(folder / "run.yaml"), *words[1:]],

@@ -77,7 +77,7 @@ def test_document_boundaries_reach_the_plan(tiny: Callable[..., RunConfig]) -> N
     for on in (True, False):
         run = build(tiny(attention={"document_boundaries": on}))
         batch = next(iter(run.train_data.take(0)))
-        end = run.train_data.rules.document_end
+        end = run.train_data.rules(1).document_end
         ends = batch.ids_BT == 0
         assert (end == 0) == on
         assert ends[:, :-1].any()

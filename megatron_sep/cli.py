@@ -142,6 +142,19 @@ def convert(
 
 
 @app.command()
+def separators(
+    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json or sentencepiece .model")],
+    text: Annotated[Path | None, typer.Option(help="text to measure them on")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help='add merged tokens such as ." and newline runs')] = False,
+    add: Annotated[list[int] | None, typer.Option("--id", help="add this token id")] = None,
+) -> None:
+    """List which tokens of a tokenizer are separators and, on a text, how dense they are and what they miss."""
+    from megatron_sep.report.separators import describe_separators
+
+    typer.echo(describe_separators(tokenizer, text, merged, tuple(add or ())))
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or the dir of a run")],
     prompt: Annotated[str, typer.Option(help="text to continue")],

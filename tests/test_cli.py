@@ -71,7 +71,9 @@ def test_train_generate_and_plot(tiny: Callable[..., RunConfig], tmp_path: Path)
     assert picture.with_name("mask.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("verb", ["train", "show", "prepare", "batch", "pile", "generate", "plot", "mask"])
+@pytest.mark.parametrize(
+    "verb", ["train", "show", "prepare", "batch", "pile", "convert", "separators", "generate", "plot", "mask"]
+)
 def test_every_verb_explains_itself(verb: str) -> None:
     """--help works for each verb and says what it does."""
     shown = call(verb, "--help")

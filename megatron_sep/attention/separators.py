@@ -1,6 +1,6 @@
 """Separators are given as text and become token ids through the tokenizer in use."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 PAPER_SEPARATORS = (".", ",", "?", "!", ";", ":", " ", "\t", "\n")
@@ -17,6 +17,12 @@ class Tokens(Protocol):
     vocab_size: int
     eod_id: int
     """End-of-document token."""
+    special_ids: frozenset[int]
+    """Tokens that begin, end or fill up texts."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``."""
+        ...
 
     def token_ids(self, text: str) -> list[int]:
         """The ids of ``text`` alone, with no special tokens and no space put before it."""
@@ -36,11 +42,36 @@ def separator_ids(separators: Iterable[str], tokenizer: Tokens) -> tuple[int, ..
 
 
 def check_separators(ids: Iterable[int], tokenizer: Tokens) -> None:
-    """Raise SeparatorError for an id that the vocabulary does not have, or that ends documents."""
+    """Raise SeparatorError for an id that the vocabulary does not have, or that begins, ends or fills up texts."""
     for number in ids:
         if number >= tokenizer.vocab_size:
             raise SeparatorError(
                 f"attention.separator_ids: {number} is no token of a vocabulary of {tokenizer.vocab_size}"
             )
-        if number == tokenizer.eod_id:
-            raise SeparatorError(f"attention.separator_ids: {number} ends documents and is no separator; leave it out")
+        if number in tokenizer.special_ids:
+            raise SeparatorError(
+                f"attention.separator_ids: {number} is {tokenizer.decode([number])!r}, which begins, ends or fills up "
+                "texts and is no separator; leave it out"
+            )
+
+
+_CLOSING = frozenset("\"'`)]}>»\u201d\u2019")
+"""What a tokenizer merges with the separator before or after it."""
+
+
+def merged_separators(tokenizer: Tokens) -> dict[int, str]:
+    """Tokens of separators, quotes and brackets alone that are not among the nine: `."`, `,"`, newline runs, ` .`."""
+    nine = {ids[0] for ids in map(tokenizer.token_ids, PAPER_SEPARATORS) if len(ids) == 1}
+    found = {}
+    for number in range(tokenizer.vocab_size):
+        text = "" if number in nine | tokenizer.special_ids else tokenizer.decode([number])
+        if has_separator(text) and all(char in PAPER_SEPARATORS or char in _CLOSING for char in text):
+            found[number] = text
+    return found
+
+
+def has_separator(text: str) -> bool:
+    """Whether one of the nine characters ends a part of the text: the space before a word does not count."""
+    return any(separator in text for separator in PAPER_SEPARATORS[:6] + PAPER_SEPARATORS[7:]) or (
+        bool(text) and not text.strip(" ")
+    )

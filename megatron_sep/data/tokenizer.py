@@ -28,6 +28,8 @@ class Tokenizer(Protocol):
     """One more than the largest token id."""
     eod_id: int
     """End-of-document token."""
+    special_ids: frozenset[int]
+    """Tokens that begin, end or fill up texts, and stand for nothing in them."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``; no special token is added."""
@@ -73,6 +75,8 @@ class JsonTokenizer:
         self._words = WordTable(self._whole, settings["added_tokens"]) if _splits_as_gpt2(settings) else None
         self.vocab_size = max(vocab.values()) + 1
         self.eod_id = _eod_id(path, eod, vocab.get)
+        special = (token["id"] for token in settings.get("added_tokens", []) if token["special"])
+        self.special_ids = frozenset((self.eod_id, *special))
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -116,6 +120,7 @@ class SentencePieceTokenizer:
             raise TokenizerError(f"tokenizer.path={path}: is no sentencepiece model: {error}") from error
         self.vocab_size = int(self._library.get_piece_size())
         self.eod_id = _eod_id(path, eod, self._piece_id)
+        self.special_ids = frozenset(i for i in range(self.vocab_size) if self._library.is_control(i)) | {self.eod_id}
 
     def encode(self, text: str) -> list[int]:
         return list(self._library.encode(text))

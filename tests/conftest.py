@@ -1,5 +1,6 @@
 """Shared by all tests: one process group for the whole session, and small models."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from megatron_sep.config.schema import ParallelConfig, RunConfig
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # the fused kernels' interpreter, chosen before anything imports Triton
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,10 +6,13 @@ key these queries are consecutive: ``j <= i < j + reach[j]``. One integer a toke
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+FOREVER = 2**31 - 1
+"""The lifetime of a landmark."""
 GAP = 128
 """A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
@@ -27,6 +30,9 @@ class AttentionPattern:
     sinks: int = 0
     separator_ids: tuple[int, ...] = ()
     stride: int | None = None
+    capacity: ClassVar[None] = None
+    """A cache under this rule keeps what can still be seen: no bound, nothing that is visible is ever dropped."""
+    positions: ClassVar[Literal["text"]] = "text"
 
     def __post_init__(self) -> None:
         for name, value, least in (("window", self.window, 1), ("sinks", self.sinks, 0), ("stride", self.stride, 1)):
@@ -45,14 +51,22 @@ class AttentionPattern:
         position_BT = _positions(ids_BT).expand_as(ids_BT)
         if document_BT is not None:
             position_BT = position_BT - _document_starts(document_BT)
-        landmark_BT = position_BT < self.sinks
+        return self.landmarks_at(ids_BT, position_BT)
+
+    def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
+        """``landmarks`` of tokens whose places in their documents are given (from 0), as a cache meets them."""
+        landmark_BT = place_BT < self.sinks
         if self.separator_ids:
-            table = _separator_table(self.separator_ids, ids_BT.device)
-            landmark_BT = landmark_BT | table[ids_BT.clamp(max=table.numel() - 1)]
+            landmark_BT = landmark_BT | is_separator(ids_BT, self.separator_ids)
         if self.stride is not None:
-            after_sinks_BT = position_BT - self.sinks + 1
+            after_sinks_BT = place_BT - self.sinks + 1
             landmark_BT = landmark_BT | ((after_sinks_BT > 0) & (after_sinks_BT % self.stride == 0))
         return landmark_BT
+
+    def lifetimes(self, landmark_BT: Tensor) -> Tensor:
+        """How many queries of its document see each token, its own included: int32, FOREVER for a landmark."""
+        window = FOREVER if self.window is None else self.window
+        return torch.where(landmark_BT, FOREVER, window).to(torch.int32)
 
     def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None, capacity: int | None = None) -> "MaskPlan":
         """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation.
@@ -68,7 +82,7 @@ class AttentionPattern:
         if document_BT is not None:
             start_BT = _document_starts(document_BT).to(torch.int32)
             left_BT = left_BT - _document_starts(document_BT.flip(1)).to(torch.int32).flip(1)
-        reach_BT = torch.where(landmark_BT, left_BT, left_BT.clamp(max=window))
+        reach_BT = torch.minimum(left_BT, self.lifetimes(landmark_BT))
         most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
         causal = window == length and document_BT is None
         plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
@@ -164,10 +178,16 @@ def _document_starts(document_BT: Tensor) -> Tensor:
     return torch.where(first_BT, _positions(document_BT), 0).cummax(1).values
 
 
+def is_separator(ids_BT: Tensor, separator_ids: tuple[int, ...]) -> Tensor:
+    """Which tokens are separators: bool, shaped like the ids."""
+    table = _separator_table(separator_ids, ids_BT.device)
+    return table[ids_BT.clamp(max=table.numel() - 1)]
+
+
 @lru_cache(maxsize=16)
 def _separator_table(separator_ids: tuple[int, ...], device: torch.device) -> Tensor:
     """bool, True at each separator; its last entry is False and stands for every id beyond the largest separator."""
-    table = torch.zeros(max(separator_ids) + 2, dtype=torch.bool)
+    table = torch.zeros(max(separator_ids, default=-1) + 2, dtype=torch.bool)
     table[list(separator_ids)] = True
     return table.to(device)
 

@@ -1,0 +1,224 @@
+"""SepCache: a cache for causal models of transformers that keeps what its rules keep and frees the rest."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.generate.chunk import TokenRule
+from megatron_sep.generate.rotary import Rotary
+from megatron_sep.generate.slots import SLACK, Slots
+
+LayerRule = TokenRule | tuple[AttentionPattern, ...]
+"""One rule for all heads of a layer, or one for each of its key heads."""
+
+
+class CacheError(ValueError):
+    """Something that a cache cannot do, or a text that it cannot take."""
+
+
+def head_rules(
+    pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int
+) -> tuple[AttentionPattern, ...]:
+    """Naive head-wise windows (the paper's Table 9): ``heads`` query heads see ``pattern``, the others everything."""
+    group = query_heads // key_heads
+    if heads % group or not 0 <= heads <= query_heads:
+        raise CacheError(
+            f"heads={heads} of {query_heads}: the cache keeps keys for groups of {group} query heads; "
+            f"choose a multiple of {group} from 0 to {query_heads}"
+        )
+    sparse = heads // group
+    return (pattern,) * sparse + (AttentionPattern(),) * (key_heads - sparse)
+
+
+class Group(Protocol):
+    """Layers that share their bookkeeping; rows R are texts, or the key heads of texts."""
+
+    num_layers: int
+    seen_R: Tensor
+    live_R: Tensor
+    full_R: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys and values."""
+
+    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+        """Take new tokens in; returns their position ids."""
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+        """Attention in one layer of the group, [B, H, T, D]."""
+
+    def end(self) -> None:
+        """All layers have attended."""
+
+    def reserve(self, tokens: int) -> bool:
+        """Room for more tokens; were stores replaced?"""
+
+    def select(self, rows_B: Tensor) -> None:
+        """Make the texts of the batch those at these indices."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a cache kept of the texts it saw, measured at every token; padding does not count."""
+
+    live: float
+    """Tokens that a query saw, itself included: the mean over tokens, texts, layers and key heads."""
+    full: float
+    """The same with everything kept."""
+    num_bytes: int
+    """Memory of keys and values now."""
+
+    @property
+    def share(self) -> float:
+        """live / full"""
+        return self.live / self.full if self.full else 1.0
+
+
+class SepCache(Cache):  # type: ignore[misc]
+    """One rule a layer; layers of the same rule share their bookkeeping.
+
+    ``begin`` before a forward pass and ``end`` after it are called by what ``attach`` installs. ``document_end`` is the
+    token after which everything before it is forgotten; ``slack`` the slots of a row that may hold tokens which nothing
+    sees any more; ``backend`` that of the decode kernel. Raises CacheError.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[LayerRule],
+        *,
+        vocab_size: int,
+        document_end: int | None = None,
+        rotary: Rotary | None = None,
+        slack: int = SLACK,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(layers=[])
+        _check_positions(rules)
+        self.rules = tuple(rules)
+        self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
+        self.slack, self.backend = slack, backend
+        self.columns = 0
+        """Tokens of each text so far, padding included."""
+        self.groups: dict[LayerRule, Group] = {}
+        self._index = [self.rules[:layer].count(rule) for layer, rule in enumerate(self.rules)]
+
+    def begin(self, ids_BT: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """New tokens of every text, int64 [B, T]; returns the position ids to rotate them by, int64 [B, T].
+
+        ``attention_mask`` is 0 at padding: [B, T], or [B, columns so far + T].
+        """
+        self._check_ids(ids_BT)
+        real_BT = None if attention_mask is None else attention_mask[:, -ids_BT.shape[1] :].bool()
+        if real_BT is not None and bool(real_BT.all()):
+            real_BT = None
+        if not self.groups:
+            self.groups = {rule: self._group(rule, n, ids_BT) for rule, n in Counter(self.rules).items()}
+        self.columns += ids_BT.shape[1]
+        return [group.begin(ids_BT, real_BT) for group in self.groups.values()][0]
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+        """Attention of the new tokens in a layer of the model: [B, H, T, D]."""
+        return self.groups[self.rules[layer]].attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+
+    def end(self) -> None:
+        """The forward pass is over: tokens that nothing will see leave."""
+        for group in self.groups.values():
+            group.end()
+
+    def reserve(self, tokens: int) -> bool:
+        """Make room for so many more tokens of each text; were stores replaced, so that a CUDA graph is void?"""
+        return any([group.reserve(tokens) for group in self.groups.values()])
+
+    def retention(self) -> Retention:
+        """What was kept so far."""
+        live = full = queries = 0.0
+        for group in self.groups.values():
+            weight = group.num_layers / len(group.seen_R)
+            live += weight * float(group.live_R.sum())
+            full += weight * float(group.full_R.sum())
+            queries += weight * float(group.seen_R.sum())
+        queries = max(queries, 1.0)
+        return Retention(live / queries, full / queries, sum(group.num_bytes for group in self.groups.values()))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """The new keys and values as they are: ``attend`` stores them."""
+        del layer_idx
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of each text so far, padding included, kept or not."""
+        del layer_idx
+        return self.columns
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As if everything were kept; no mask is made of it."""
+        del layer_idx
+        return self.columns + query_length, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: text i goes on from text ``beam_idx[i]``."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each text ``repeats`` times."""
+        for group in self.groups.values():
+            texts = torch.arange(len(group.seen_R), device=group.seen_R.device)
+            group.select(texts[: self._batch(group)].repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the texts at these indices."""
+        for group in self.groups.values():
+            group.select(indices.to(group.seen_R.device))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Always an error: what was freed cannot come back."""
+        raise CacheError(
+            f"crop({tokens_to_remove}): SepCache frees tokens for good and cannot go back; generate without "
+            "assisted or speculative decoding"
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.groups, self.columns = {}, 0
+
+    def _group(self, rule: LayerRule, num_layers: int, ids_BT: Tensor) -> Group:
+        rules = rule if isinstance(rule, tuple) else (rule,)
+        return Slots(
+            rules,
+            num_layers,
+            len(ids_BT),
+            ids_BT.device,
+            document_end=self.document_end,
+            rotary=self.rotary,
+            slack=self.slack,
+            backend=self.backend,
+        )
+
+    def _check_ids(self, ids_BT: Tensor) -> None:
+        if ids_BT.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < self.vocab_size:
+            raise CacheError(
+                f"token ids from {int(ids_BT.min())} to {int(ids_BT.max())}: the model's vocabulary has "
+                f"{self.vocab_size}, numbered from 0; encode the text with the model's own tokenizer"
+            )
+
+
+def _check_positions(rules: Sequence[LayerRule]) -> None:
+    """A model rotates a token by one position in all its layers."""
+    flat = {part for rule in rules for part in (rule if isinstance(rule, tuple) else (rule,))}
+    modes = sorted({rule.positions for rule in flat})
+    if len(modes) > 1 or (modes == ["frozen"] and len(flat) > 1):
+        raise CacheError(
+            f"positions {' and '.join(modes)} of {len(flat)} different rules: a token has one position in all layers; "
+            "pass positions='text', or one rule for every layer"
+        )

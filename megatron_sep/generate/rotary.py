@@ -1,0 +1,31 @@
+"""Rotary positions of a cache whose keys are stored unrotated (arXiv 2104.09864; rotate-half, as GPT-NeoX and Llama)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rotary:
+    """Angles of a model: position times ``inverse_frequency``, fp32 [N / 2] for the first N dimensions of a head."""
+
+    inverse_frequency: Tensor
+    _tables: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions 0 .. length - 1 (at least): fp32 [.., N / 2], kept for the next call."""
+        if self._tables is None or len(self._tables[0]) < length:
+            position = torch.arange(length, device=self.inverse_frequency.device, dtype=torch.float32)
+            angle = position[:, None] * self.inverse_frequency.float()
+            self._tables = angle.cos(), angle.sin()
+        return self._tables
+
+    def rotate(self, x_HTD: Tensor, first: int) -> Tensor:
+        """Heads [H, T, D] rotated by the positions first .. first + T - 1; dimensions beyond N stay as they are."""
+        length = x_HTD.shape[1]
+        cos_TN, sin_TN = (table[first : first + length] for table in self.tables(first + length))
+        half = cos_TN.shape[1]
+        a, b = x_HTD[..., :half], x_HTD[..., half : 2 * half]
+        turned = (a * cos_TN - b * sin_TN, b * cos_TN + a * sin_TN)
+        return torch.cat([*(part.to(x_HTD.dtype) for part in turned), x_HTD[..., 2 * half :]], dim=-1)

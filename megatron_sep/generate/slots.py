@@ -1,0 +1,274 @@
+"""The slots of layers that keep the same tokens: which tokens lie in them, with their keys and values.
+
+A row's slots [0, length) hold tokens in the order of the text. A token is written behind the last one; an eviction moves
+those that stay to the front. Nothing else ever moves: a step reads the slots in use once and writes one.
+
+A row is a text of the batch, or one key head of it where heads keep different tokens. One token a row is a few
+operations on the device without a look at their results, so that a CUDA graph can hold them; a chunk of tokens is
+planned on the host, row by row. Both leave the same tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenRule, later, plan_row
+from megatron_sep.generate.rotary import Rotary
+from megatron_sep.kernels.sep_attention import sep_attention
+from megatron_sep.kernels.sep_decode import compact, decode_attention
+
+SLACK = 64
+"""Slots of a row whose tokens nothing sees any more, before the others are moved together."""
+SPARE = 256
+"""Slots that a growing cache gains at least."""
+
+
+class Slots:
+    """Bookkeeping and storage of layers that share ``rules``: one for all heads, or one for each key head.
+
+    Raises ValueError from the kernels for tensors that do not fit.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[TokenRule],
+        num_layers: int,
+        batch: int,
+        device: torch.device,
+        *,
+        document_end: int | None = None,
+        rotary: Rotary | None = None,
+        slack: int = SLACK,
+        backend: str = "auto",
+    ) -> None:
+        self.rules, self.num_layers, self.batch, self.device = tuple(rules), num_layers, batch, device
+        self.document_end, self.slack, self.backend = document_end, slack, backend
+        self.rotary = rotary if self.rule.positions == "cache" else None
+        self.evicts = any(rule.capacity is not None or rule.window is not None for rule in self.rules)
+        self._bounded = isinstance(self.rule, StreamingPattern) and self.rule.bounded
+        capacity = (self.rule.capacity or 0) if self._bounded else 0
+        rows = batch * len(self.rules)
+        self.place_RC, self.expires_RC = (self._counters(rows, capacity) for _ in range(2))
+        self.landmark_RC = self._counters(rows, capacity).bool()
+        self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
+        self.live_R, self.full_R = (self._counters(rows).long() for _ in range(2))
+        """Entries that each token saw, and tokens of the text up to it, summed over the tokens."""
+        self.keys_LBKCD: Tensor | None = None
+        self.values_LBKCD: Tensor | None = None
+        self._most = 0
+        self._scripts: list[RowScript] | None = None
+        self._ids_B1: Tensor | None = None
+
+    @property
+    def rule(self) -> TokenRule:
+        """The first key head's."""
+        return self.rules[0]
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row has."""
+        return self.place_RC.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the keys and values."""
+        stores = (self.keys_LBKCD, self.values_LBKCD)
+        return sum(store.numel() * store.element_size() for store in stores if store is not None)
+
+    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+        """Take new tokens in; ``real_BT`` is False at padding, None: no padding.
+
+        Returns the position ids that the model rotates queries and keys by, int64 [B, T].
+        """
+        if ids_BT.shape[1] == 1 and real_BT is None:
+            return self._begin_step(ids_BT)
+        return self._begin_chunk(ids_BT.cpu(), (torch.ones_like(ids_BT) if real_BT is None else real_BT).bool().cpu())
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+        """Attention of the new tokens in one layer of the group, [B, H, T, D]; keys and values are kept for later."""
+        if self.keys_LBKCD is None or self.values_LBKCD is None:
+            shape = (self.num_layers, self.batch, k_BKTD.shape[1], self.capacity, k_BKTD.shape[3])
+            self.keys_LBKCD, self.values_LBKCD = k_BKTD.new_zeros(shape), v_BKTD.new_zeros(shape)
+        keys_BKCD, values_BKCD = self.keys_LBKCD[layer], self.values_LBKCD[layer]
+        if self._scripts is not None:
+            return self._attend_chunk(q_BHTD, k_BKTD, v_BKTD, keys_BKCD, values_BKCD, scale)
+        out_BHD = decode_attention(
+            q_BHTD[:, :, 0],
+            k_BKTD[:, :, 0],
+            v_BKTD[:, :, 0],
+            keys_BKCD,
+            values_BKCD,
+            self.length_R,
+            self.expires_RC,
+            self.seen_R,
+            scale=scale,
+            rotary=self.rotary.tables(self.capacity) if self.rotary else None,
+            backend=self.backend,
+        )
+        return out_BHD[:, :, None]
+
+    def end(self) -> None:
+        """All layers have attended: tokens that nothing will see leave."""
+        if self._scripts is None:
+            self._end_step()
+        else:
+            self._end_chunk(self._scripts)
+        self._scripts = self._ids_B1 = None
+
+    def reserve(self, tokens: int) -> bool:
+        """Make room for so many more tokens a row, none leaving; were the stores replaced?
+
+        The device is asked for the lengths only where what the host knows might not suffice.
+        """
+        if self._bounded or self._most + tokens <= self.capacity:
+            return False
+        self._most = int(self.length_R.max())
+        if self._most + tokens + (self.slack if self.evicts else 0) <= self.capacity:
+            return False
+        self._grow(self._most + tokens + max(SPARE, self.capacity // 4))
+        return True
+
+    def select(self, rows_B: Tensor) -> None:
+        """Make the texts of the batch those at these indices: int64."""
+        heads = len(self.rules)
+        rows_R = (rows_B[:, None] * heads + torch.arange(heads, device=rows_B.device)).flatten()
+        for name in ("place_RC", "expires_RC", "landmark_RC", "length_R", "seen_R", "document_R", "live_R", "full_R"):
+            setattr(self, name, getattr(self, name)[rows_R])
+        if self.keys_LBKCD is not None and self.values_LBKCD is not None:
+            self.keys_LBKCD, self.values_LBKCD = self.keys_LBKCD[:, rows_B], self.values_LBKCD[:, rows_B]
+        self.batch = len(rows_B)
+
+    def _begin_step(self, ids_B1: Tensor) -> Tensor:
+        self.reserve(1)
+        self._ids_B1 = ids_B1
+        every = len(self.rules)
+        place_B1 = (self.seen_R - self.document_R)[::every, None]
+        landmark_BK = torch.cat([rule.landmarks_at(ids_B1, place_B1) for rule in self.rules], 1)
+        lifetime_BK = torch.cat(
+            [rule.lifetimes(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1
+        )
+        slot_R1 = self.length_R[:, None].long()
+        self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
+        self.expires_RC.scatter_(1, slot_R1, later(self.seen_R, lifetime_BK.flatten())[:, None])
+        self.landmark_RC.scatter_(1, slot_R1, landmark_BK.reshape(-1, 1))
+        return self._position_ids(self.length_R[::every, None].long(), self.seen_R[::every, None].long())
+
+    def _end_step(self) -> None:
+        assert self._ids_B1 is not None
+        slot = torch.arange(self.capacity, device=self.device)
+        self.live_R += ((self.expires_RC > self.seen_R[:, None]) & (slot <= self.length_R[:, None])).sum(1)
+        self.seen_R += 1
+        self.full_R += self.seen_R
+        self.length_R += 1
+        self._most += 1
+        if self.evicts:
+            self._evict(slot)
+        if self.document_end is not None:
+            ends_R = (self._ids_B1[:, 0] == self.document_end).repeat_interleave(len(self.rules))
+            self.length_R.masked_fill_(ends_R, 0)
+            self.document_R.copy_(torch.where(ends_R, self.seen_R, self.document_R))
+
+    def _due_and_kept(self, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows evict now, bool [R], and which of their slots stay, bool [R, C]."""
+        if isinstance(self.rule, StreamingPattern) and self.rule.capacity is not None:
+            return self.length_R >= self.rule.capacity, self.rule.survivors(self.landmark_RC, self.length_R)
+        kept_RC = (self.expires_RC > self.seen_R[:, None]) & (slot < self.length_R[:, None])
+        return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
+
+    def _evict(self, slot: Tensor) -> None:
+        due_R, kept_RC = self._due_and_kept(slot)
+        rank_RC = kept_RC.cumsum(1)
+        source_RC = slot.new_zeros(len(kept_RC), self.capacity + 1)
+        source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.capacity), slot.expand_as(kept_RC))
+        source_RC = torch.where(due_R[:, None], source_RC[:, :-1], slot)
+        for table_RC in (self.place_RC, self.expires_RC, self.landmark_RC):
+            table_RC.copy_(table_RC.gather(1, source_RC))
+        self.length_R.copy_(torch.where(due_R, rank_RC[:, -1], self.length_R))
+        if self.keys_LBKCD is not None and self.values_LBKCD is not None:
+            source_RC = source_RC.to(torch.int32)
+            compact(self.keys_LBKCD, self.values_LBKCD, source_RC, self.length_R, due_R, backend=self.backend)
+
+    def _begin_chunk(self, ids_BT: Tensor, real_BT: Tensor) -> Tensor:
+        states = self._states()
+        scripts = []
+        for row, state in enumerate(states):
+            text, head = divmod(row, len(self.rules))
+            columns_T = real_BT[text].nonzero()[:, 0]
+            ids_T = ids_BT[text, columns_T]
+            scripts.append(plan_row(self.rules[head], state, ids_T, columns_T, self.document_end, self.device))
+        self._scripts = scripts
+        self._most = max(len(script.kept) for script in scripts)
+        if self._most > self.capacity:
+            self._grow(self._most + SPARE)
+        cached_BT, text_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
+        for row, script in enumerate(scripts[:: len(self.rules)]):
+            cached_BT[row, script.columns_T.cpu()] = script.cache_positions
+            text_BT[row, script.columns_T.cpu()] = script.text_positions
+        return self._position_ids(cached_BT, text_BT).to(self.device)
+
+    def _states(self) -> list[RowState]:
+        place_RC, expires_RC, landmark_RC = (t.cpu() for t in (self.place_RC, self.expires_RC, self.landmark_RC))
+        counts = zip(*(t.tolist() for t in (self.length_R, self.seen_R, self.document_R)), strict=True)
+        return [
+            RowState(place_RC[r, :length], expires_RC[r, :length], landmark_RC[r, :length], seen, document)
+            for r, (length, seen, document) in enumerate(counts)
+        ]
+
+    def _attend_chunk(
+        self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, keys_BKCD: Tensor, values_BKCD: Tensor, scale: float
+    ) -> Tensor:
+        assert self._scripts is not None
+        out_BHTD = torch.zeros_like(q_BHTD)
+        q_RHTD, out_RHTD, *stores = (
+            t.unflatten(1, (len(self.rules), -1)).flatten(0, 1) if len(self.rules) > 1 else t
+            for t in (q_BHTD, out_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
+        )
+        for row, script in enumerate(self._scripts):
+            keys, values, new_k, new_v = (t[row] for t in stores)
+            k_KED = torch.cat([keys[:, : script.before], new_k[:, script.columns_T]], dim=1)
+            v_KED = torch.cat([values[:, : script.before], new_v[:, script.columns_T]], dim=1)
+            for segment in script.segments:
+                columns = script.columns_T[segment.begin : segment.end]
+                q, k, v = q_RHTD[row][:, columns], k_KED[:, segment.entries_E], v_KED[:, segment.entries_E]
+                out_RHTD[row][:, columns] = self._attend_segment(segment, q, k, v, scale)
+            keys[:, : len(script.kept)] = k_KED[:, script.kept]
+            values[:, : len(script.kept)] = v_KED[:, script.kept]
+        return out_BHTD
+
+    def _attend_segment(self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float) -> Tensor:
+        if self.rotary is not None:
+            q_HTD, k_KED = self.rotary.rotate(q_HTD, segment.past), self.rotary.rotate(k_KED, 0)
+        q, k, v = q_HTD[None], k_KED[None], v_KED[None]
+        if segment.plan is not None:
+            return sep_attention(q, k, v, segment.plan, scale=scale)[0]
+        grouped = q.shape[1] != k.shape[1]
+        return scaled_dot_product_attention(q, k, v, segment.visible_TE, scale=scale, enable_gqa=grouped)[0]
+
+    def _end_chunk(self, scripts: list[RowScript]) -> None:
+        for row, script in enumerate(scripts):
+            after, count = script.after, len(script.kept)
+            self.place_RC[row, :count] = after.place_E.to(self.device)
+            self.expires_RC[row, :count] = after.expires_E.to(self.device)
+            self.landmark_RC[row, :count] = after.landmark_E.to(self.device)
+            self.length_R[row], self.seen_R[row], self.document_R[row] = count, after.seen, after.document
+            self.live_R[row] += script.live
+            self.full_R[row] += script.full
+
+    def _position_ids(self, cached_BT: Tensor, text_BT: Tensor) -> Tensor:
+        """Zeros turn nothing: the cache itself rotates where positions are those inside it."""
+        return {"cache": torch.zeros_like(text_BT), "text": text_BT, "frozen": cached_BT}[self.rule.positions]
+
+    def _counters(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+    def _grow(self, capacity: int) -> None:
+        more = capacity - self.capacity
+        self.place_RC, self.expires_RC, self.landmark_RC = (
+            pad(table_RC, (0, more)) for table_RC in (self.place_RC, self.expires_RC, self.landmark_RC)
+        )
+        if self.keys_LBKCD is not None and self.values_LBKCD is not None:
+            self.keys_LBKCD = pad(self.keys_LBKCD, (0, 0, 0, more))
+            self.values_LBKCD = pad(self.values_LBKCD, (0, 0, 0, more))

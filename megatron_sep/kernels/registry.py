@@ -76,6 +76,7 @@ def _on_cuda(device: str) -> bool:
 
 
 _SEP_ATTENTION = "megatron_sep.kernels.sep_attention"
+_SEP_DECODE = "megatron_sep.kernels.sep_decode"
 OPERATIONS = {
     operation.name: operation
     for operation in (
@@ -85,6 +86,13 @@ OPERATIONS = {
                 Implementation("triton", f"{_SEP_ATTENTION}.triton:triton_attention", triton_missing, _on_cuda),
                 Implementation("flex", f"{_SEP_ATTENTION}.flex:flex_sep_attention", _everywhere, lambda _: False),
                 Implementation("reference", f"{_SEP_ATTENTION}.reference:reference_attention", _everywhere),
+            ),
+        ),
+        Operation(
+            "sep_decode",
+            (
+                Implementation("triton", f"{_SEP_DECODE}.triton:triton_decode", triton_missing, _on_cuda),
+                Implementation("reference", f"{_SEP_DECODE}.reference:reference_decode", _everywhere),
             ),
         ),
     )

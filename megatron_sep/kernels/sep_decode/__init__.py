@@ -1,0 +1,167 @@
+"""One decode step of attention over a cache of keys and values that live in preallocated slots, in place.
+
+Names: B rows of the batch, H query heads in groups that share one of K key heads, D head size, C slots (the capacity),
+L layers. R rows of bookkeeping: R = B where all heads keep the same tokens, R = B * K (b-major) where each key head
+keeps its own. Slots ``[0, length)`` of a row are in use; slot c is dead once ``expires[c] <= now``, its memory stays
+until ``compact``.
+"""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.compiler import assume_constant_result
+
+from megatron_sep.kernels import registry
+
+Rotary: TypeAlias = tuple[Tensor, Tensor]
+"""cos and sin, fp32 [C or more, N/2]: the angles of the first N <= D dimensions at an index; rotate-half pairs."""
+
+
+@torch.no_grad()
+def decode_attention(
+    q_BHD: Tensor,
+    k_new_BKD: Tensor,
+    v_new_BKD: Tensor,
+    k_BKCD: Tensor,
+    v_BKCD: Tensor,
+    length_R: Tensor,
+    expires_RC: Tensor,
+    now_R: Tensor,
+    *,
+    scale: float,
+    rotary: Rotary | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Store the new token in slot ``length`` of each row, then attend to it and to the live slots before it: [B, H, D].
+
+    The caches are written in place and may be views of any strides with a contiguous last axis. ``length``,
+    ``expires`` and ``now`` are int32 on the tensors' device and only read: the caller advances ``length`` once all
+    layers are through. The new token counts whatever its ``expires`` says. ``length < C`` is the caller's promise: in a
+    full row the kernel stores nothing (and never writes outside), the reference raises.
+
+    ``scale`` multiplies the scores. ``rotary``: keys are stored unrotated, and slot c turns by the angle of index c as
+    it is read; the query comes unrotated and turns by the angle of its own slot, ``length`` (positions inside the
+    cache). None: queries and keys are used as they are.
+
+    ``backend``: "auto" (Triton on CUDA, else the reference), "triton" or "reference". The kernel never waits for the
+    host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises ValueError for
+    what does not fit, BackendError for a backend that cannot run.
+    """
+    _check_caches("k [B, K, C, D] and v", k_BKCD, v_BKCD, 4)
+    _check_step(q_BHD, k_new_BKD, v_new_BKD, k_BKCD)
+    _check_rows(k_BKCD.shape, k_BKCD.device, {"length": length_R, "now": now_R}, {"expires": expires_RC})
+    if rotary is not None:
+        _check_rotary(rotary, k_BKCD)
+    arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, expires_RC, now_R, scale, rotary)
+    if _choose(backend, q_BHD.device.type) == "triton":
+        from megatron_sep.kernels.sep_decode.triton import triton_decode
+
+        fused: Tensor = triton_decode(*arguments)
+        return fused
+    from megatron_sep.kernels.sep_decode.reference import reference_decode
+
+    return reference_decode(*arguments)
+
+
+@torch.no_grad()
+def compact(
+    k_LBKCD: Tensor,
+    v_LBKCD: Tensor,
+    source_RC: Tensor,
+    new_length_R: Tensor,
+    due_R: Tensor,
+    *,
+    backend: str = "auto",
+) -> None:
+    """In the rows that are due, slot i < ``new_length`` takes what slot ``source[i]`` holds, in all layers, in place.
+
+    ``source`` (int32) ascends strictly, so ``source[i] >= i``; what it holds from ``new_length`` (int32) on is not
+    used. ``due`` is bool or int8. Slots from ``new_length`` on keep what they held. Backends and errors are those of
+    ``decode_attention``; nothing waits for the host.
+    """
+    _check_caches("k [L, B, K, C, D] and v", k_LBKCD, v_LBKCD, 5)
+    _check_rows(k_LBKCD.shape[1:], k_LBKCD.device, {"new_length": new_length_R}, {"source": source_RC})
+    if due_R.shape != new_length_R.shape or due_R.dtype not in (torch.bool, torch.int8):
+        raise ValueError(
+            f"sep_decode: due is {tuple(due_R.shape)} of {due_R.dtype}; "
+            f"pass {tuple(new_length_R.shape)} of bool or int8"
+        )
+    if due_R.device != k_LBKCD.device:
+        raise ValueError(f"sep_decode: due is on {due_R.device}, the caches on {k_LBKCD.device}; move it there")
+    if _choose(backend, k_LBKCD.device.type) == "triton":
+        from megatron_sep.kernels.sep_decode.triton import triton_compact
+
+        triton_compact(k_LBKCD, v_LBKCD, source_RC, new_length_R, due_R)
+    else:
+        from megatron_sep.kernels.sep_decode.reference import reference_compact
+
+        reference_compact(k_LBKCD, v_LBKCD, source_RC, new_length_R, due_R)
+
+
+@assume_constant_result  # type: ignore[untyped-decorator]
+def _choose(backend: str, device: str) -> str:
+    return registry.choose("sep_decode", backend, device)
+
+
+def _check_caches(names: str, k: Tensor, v: Tensor, axes: int) -> None:
+    if k.dim() != axes or k.shape != v.shape or k.dtype != v.dtype or k.device != v.device:
+        raise ValueError(
+            f"sep_decode: {names} must be two caches alike, got {tuple(k.shape)} of {k.dtype} on {k.device} and "
+            f"{tuple(v.shape)} of {v.dtype} on {v.device}"
+        )
+    if k.stride(-1) != 1 or v.stride(-1) != 1:
+        raise ValueError(
+            f"sep_decode: the last axis of the caches has strides {k.stride(-1)} and {v.stride(-1)}; they are written "
+            "in place, so allocate them with D last"
+        )
+
+
+def _check_step(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor) -> None:
+    B, K, C, D = k.shape
+    if q.dim() != 3 or (q.shape[0], q.shape[2]) != (B, D) or k_new.shape != (B, K, D) or v_new.shape != (B, K, D):
+        raise ValueError(
+            f"sep_decode: a cache [B, K, C, D] = {(B, K, C, D)} takes q [B, H, D] and new keys and values [B, K, D], "
+            f"got {tuple(q.shape)}, {tuple(k_new.shape)}, {tuple(v_new.shape)}"
+        )
+    if K == 0 or q.shape[1] == 0 or q.shape[1] % K:
+        raise ValueError(f"sep_decode: {q.shape[1]} query heads are no multiple of {K} key heads")
+    if C == 0:
+        raise ValueError("sep_decode: the cache has no slots; allocate at least one")
+    for name, x in (("q", q), ("k_new", k_new), ("v_new", v_new)):
+        if x.dtype != k.dtype or x.device != k.device:
+            raise ValueError(
+                f"sep_decode: {name} is {x.dtype} on {x.device}, the caches are {k.dtype} on {k.device}; "
+                "convert it or allocate the caches like it"
+            )
+
+
+def _check_rows(
+    shape: torch.Size, device: torch.device, numbers: dict[str, Tensor], slots: dict[str, Tensor]
+) -> None:  # fmt: skip
+    """int32 vectors ``numbers`` [R] and tables ``slots`` [R, C] that belong to caches [B, K, C, D]."""
+    B, K, C, _ = shape
+    rows = next(iter(numbers.values())).numel()
+    if rows not in (B, B * K):
+        raise ValueError(
+            f"sep_decode: {rows} rows of bookkeeping; pass one a batch row ({B}) or one a key head ({B * K})"
+        )
+    for name, x in (numbers | slots).items():
+        wanted = (rows, C) if name in slots else (rows,)
+        if x.shape != wanted or x.dtype != torch.int32 or x.device != device:
+            raise ValueError(
+                f"sep_decode: {name} is {tuple(x.shape)} of {x.dtype} on {x.device}; "
+                f"pass {wanted} of torch.int32 on {device}"
+            )
+
+
+def _check_rotary(rotary: Rotary, k: Tensor) -> None:
+    cos, sin = rotary
+    C, D = k.shape[2:]
+    fits = cos.dim() == 2 and cos.shape == sin.shape and cos.shape[0] >= C and 0 < 2 * cos.shape[1] <= D
+    if not fits or {cos.dtype, sin.dtype} != {torch.float32} or {cos.device, sin.device} != {k.device}:
+        raise ValueError(
+            f"sep_decode: rotary is cos {tuple(cos.shape)} of {cos.dtype} on {cos.device} and "
+            f"sin {tuple(sin.shape)} of {sin.dtype} on {sin.device}; "
+            f"pass torch.float32 [at least {C} slots, at most {D // 2} angles] on {k.device}"
+        )

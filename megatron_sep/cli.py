@@ -156,28 +156,32 @@ def separators(
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or the dir of a run")],
-    prompt: Annotated[str, typer.Option(help="text to continue")],
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, the dir of a run, or a Hugging Face directory")],
+    prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given again")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line, all in one batch")] = None,
+    attention: Annotated[Path | None, typer.Option(help="YAML with another pattern than the model's own")] = None,
+    streaming: Annotated[str | None, typer.Option(help="cache of bounded size: a,s,w,c as 4,64,256,800")] = None,
+    positions: Annotated[str, typer.Option(help="of a bounded cache: cache, text or frozen")] = "cache",
     max_tokens: int = 128,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Continue a text from a trained model."""
+    """Continue texts with a model whose cache keeps only what its pattern sees."""
     from megatron_sep.config.schema import ParallelConfig
     from megatron_sep.parallel.groups import process_groups
 
     with process_groups(ParallelConfig(), seed):
-        from megatron_sep.generate.sampler import Generator, Sampling
+        from megatron_sep.generate.sampler import Sampling
+        from megatron_sep.generate.session import open_session
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
-        pieces = Generator.from_checkpoint(checkpoint).stream(prompt, sampling)
-        typer.echo(prompt + next(pieces, ""), nl=False)
-        for piece in pieces:
-            typer.echo(piece, nl=False)
+        session = open_session(checkpoint, attention, streaming, positions)
+        for text in session.shown(session.prompts(prompt or (), prompts), sampling):
+            typer.echo(text, nl=False)
             sys.stdout.flush()
-        typer.echo()
+        typer.echo(session.cache_line(), err=True)
 
 
 @app.command()

@@ -4,7 +4,7 @@
 #   ./scripts/quickstart.sh [section.key=value ...]      for example train.steps=400
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh plot
+source scripts/setup.sh plot,hf
 
 run=runs/quickstart
 config=configs/runs/quickstart.yaml

@@ -1,8 +1,8 @@
 """Give a causal model of transformers a SepCache: its attention goes through transformers' attention interface.
 
-    model = AutoModelForCausalLM.from_pretrained(...)
-    attach(model, AttentionPattern(window=64, sinks=3, separator_ids=(...)))
-    model.generate(...)
+model = AutoModelForCausalLM.from_pretrained(...)
+attach(model, AttentionPattern(window=64, sinks=3, separator_ids=(...)))
+model.generate(...)
 """
 
 from collections.abc import Sequence
@@ -99,8 +99,9 @@ def attach(
     if len(rules) != layers:
         raise AttachError(f"{len(rules)} rules for a model of {layers} layers; pass one for each, or one alone")
     _check_architecture(model, config)
-    if getattr(model, "sep_attachment", None) is not None:
-        model.sep_attachment.detach()
+    former: Any = getattr(model, "sep_attachment", None)
+    if former is not None:
+        former.detach()
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
     settings["rotary"] = _rotary(model, config) if _first(rules).positions == "cache" else None
     attachment = Attachment(model, rules, settings, _former=model.config._attn_implementation)
@@ -133,8 +134,8 @@ def attention(
     if strange:
         raise AttachError(f"{type(module).__name__}: attention with {', '.join(strange)} is not known to the cache")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    cache = module.sep_attachment.cache
-    return cache.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+    attachment: Any = module.sep_attachment
+    return attachment.cache.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
 
 
 def _first(rules: tuple[LayerRule, ...]) -> Any:

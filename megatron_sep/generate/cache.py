@@ -22,9 +22,7 @@ class CacheError(ValueError):
     """Something that a cache cannot do, or a text that it cannot take."""
 
 
-def head_rules(
-    pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int
-) -> tuple[AttentionPattern, ...]:
+def head_rules(pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int) -> tuple[AttentionPattern, ...]:
     """Naive head-wise windows (the paper's Table 9): ``heads`` query heads see ``pattern``, the others everything."""
     group = query_heads // key_heads
     if heads % group or not 0 <= heads <= query_heads:
@@ -40,6 +38,7 @@ class Group(Protocol):
     """Layers that share their bookkeeping; rows R are texts, or the key heads of texts."""
 
     num_layers: int
+    length_R: Tensor
     seen_R: Tensor
     live_R: Tensor
     full_R: Tensor
@@ -47,6 +46,9 @@ class Group(Protocol):
     @property
     def num_bytes(self) -> int:
         """Memory of keys and values."""
+
+    def blocks(self) -> dict[str, Tensor]:
+        """Slots in use by block, [R] each."""
 
     def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
         """Take new tokens in; returns their position ids."""
@@ -59,6 +61,9 @@ class Group(Protocol):
 
     def reserve(self, tokens: int) -> bool:
         """Room for more tokens; were stores replaced?"""
+
+    def replayed(self) -> None:
+        """A CUDA graph of a step has run once more."""
 
     def select(self, rows_B: Tensor) -> None:
         """Make the texts of the batch those at these indices."""
@@ -121,7 +126,8 @@ class SepCache(Cache):  # type: ignore[misc]
         if not self.groups:
             self.groups = {rule: self._group(rule, n, ids_BT) for rule, n in Counter(self.rules).items()}
         self.columns += ids_BT.shape[1]
-        return [group.begin(ids_BT, real_BT) for group in self.groups.values()][0]
+        positions = [group.begin(ids_BT, real_BT) for group in self.groups.values()]
+        return positions[0]
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in a layer of the model: [B, H, T, D]."""
@@ -134,7 +140,14 @@ class SepCache(Cache):  # type: ignore[misc]
 
     def reserve(self, tokens: int) -> bool:
         """Make room for so many more tokens of each text; were stores replaced, so that a CUDA graph is void?"""
-        return any([group.reserve(tokens) for group in self.groups.values()])
+        replaced = [group.reserve(tokens) for group in self.groups.values()]
+        return any(replaced)
+
+    def replayed(self) -> None:
+        """A CUDA graph of a step has run once more: count it, as the graph holds no Python."""
+        self.columns += 1
+        for group in self.groups.values():
+            group.replayed()
 
     def retention(self) -> Retention:
         """What was kept so far."""
@@ -146,6 +159,20 @@ class SepCache(Cache):  # type: ignore[misc]
             queries += weight * float(group.seen_R.sum())
         queries = max(queries, 1.0)
         return Retention(live / queries, full / queries, sum(group.num_bytes for group in self.groups.values()))
+
+    def blocks(self) -> dict[str, float]:
+        """Slots in use now by block, for a text and layer on average: sinks, separators (landmarks), window."""
+        total: dict[str, float] = {}
+        for group in self.groups.values():
+            for name, count_R in group.blocks().items():
+                share = group.num_layers / len(self.rules)
+                total[name] = total.get(name, 0.0) + share * float(count_R.double().mean())
+        return total
+
+    @property
+    def seen(self) -> float:
+        """Tokens of a text so far without padding, on average."""
+        return next((float(group.seen_R.double().mean()) for group in self.groups.values()), 0.0)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object

@@ -35,11 +35,11 @@ class Segment:
     begin: int
     end: int
     entries_E: Tensor
-    """int64: the cache and then the tokens themselves, in the order of the text, as indices of ``RowScript``."""
-    plan: MaskPlan | None
+    """int64: what was in the cache and can be seen, then the tokens themselves, as indices of ``RowScript``."""
+    plan: MaskPlan | None = None
     """The whole mask, where a document begins with the segment."""
-    visible_TE: Tensor | None
-    """bool, otherwise."""
+    visible_TE: Tensor | None = None
+    """bool, otherwise; None with ``plan``: a single token sees all entries."""
 
     @property
     def past(self) -> int:
@@ -93,10 +93,11 @@ def plan_row(
         room = length if rule.capacity is None else max(1, rule.capacity - len(kept))
         end = begin + int((starts[begin : min(length, begin + room)] == starts[begin]).sum())
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
+        kept = kept[expires[kept] > state.seen + begin]
         plan = visible_TE = None
-        if int(starts[begin]) == state.seen + begin:
+        if end - begin > 1 and int(starts[begin]) == state.seen + begin:
             plan = _prefill_pattern(rule).plan(ids_T[None, begin:end].to(device))
-        else:
+        elif end - begin > 1:
             now = place_T[begin:end, None]
             visible_TE = ((place[kept] <= now) & (expires[kept] > now)).to(device)
         segments.append(Segment(begin, end, kept.to(device), plan, visible_TE))

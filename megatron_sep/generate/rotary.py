@@ -1,4 +1,4 @@
-"""Rotary positions of a cache whose keys are stored unrotated (arXiv 2104.09864; rotate-half, as GPT-NeoX and Llama)."""
+"""Rotary positions (arXiv 2104.09864, in halves as GPT-NeoX and Llama) for a cache that stores its keys unrotated."""
 
 from dataclasses import dataclass, field
 
@@ -29,3 +29,8 @@ class Rotary:
         a, b = x_HTD[..., :half], x_HTD[..., half : 2 * half]
         turned = (a * cos_TN - b * sin_TN, b * cos_TN + a * sin_TN)
         return torch.cat([*(part.to(x_HTD.dtype) for part in turned), x_HTD[..., 2 * half :]], dim=-1)
+
+    def angles(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """cos and sin of one position, [N / 2], and of those up to it, [index + 1, N / 2]."""
+        cos, sin = self.tables(index + 1)
+        return cos[index], sin[index], cos[: index + 1], sin[: index + 1]

@@ -1,20 +1,14 @@
-"""Text from a trained checkpoint, one token at a time, each from a full forward pass under the training mask."""
+"""Text from a model, one token at a time, for a batch of prompts."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from megatron_sep.attention.rules import LayerRules
-from megatron_sep.config.schema import ParallelConfig, RunConfig
-from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_sep.model.build import build_model
-from megatron_sep.parallel.groups import current_device
-from megatron_sep.train import checkpoint
-from megatron_sep.train.checkpoint import CheckpointError, Checkpoints
-from megatron_sep.train.start import load_weights, open_source
+from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.generate.cache import SepCache
+from megatron_sep.generate.decode import Decoder
 
 
 @dataclass(frozen=True)
@@ -34,59 +28,58 @@ class Sampling:
             raise ValueError(f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1")
 
 
-@dataclass(frozen=True)
-class Generator:
-    """A model with what turns text into its inputs and back."""
+@dataclass
+class Continuation:
+    """One text of a batch as it grows."""
 
-    model: nn.Module
-    rules: LayerRules
     tokenizer: Tokenizer
-    sequence_length: int
+    random: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    shown: str = ""
+    done: bool = False
 
-    @classmethod
-    def from_checkpoint(cls, path: Path) -> "Generator":
-        """Open a checkpoint, or the newest complete one of a run's directory. One process. Raises CheckpointError."""
-        path = _checkpoint_in(path)
-        description = checkpoint.describe(path)
-        config = RunConfig.model_validate(description["config"])
-        tokenizer = load_tokenizer(checkpoint.tokenizer_of(path, config) or config.tokenizer.path, config.tokenizer.eod)
-        model = build_model(
-            config.model,
-            ParallelConfig(),
-            vocab_size=description["vocab_size"],
-            precision=config.train.precision,
-            seed=config.train.seed,
-            backend=config.attention.backend,
-        )
-        source = open_source(path)
-        load_weights(model, source, source.config)
-        rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
-        return cls(model.eval(), rules, tokenizer, config.model.sequence_length)
-
-    def stream(self, prompt: str, sampling: Sampling) -> Iterator[str]:
-        """The continuation of ``prompt`` in pieces; it ends at the end-of-document token or after ``max_tokens``."""
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
-        start, shown = len(ids), ""
-        random = torch.Generator().manual_seed(sampling.seed)
-        for _ in range(sampling.max_tokens):
-            ids.append(_draw(self.next_logits(ids), sampling, random))
-            if ids[-1] == self.tokenizer.eod_id:
-                return
-            text = self.tokenizer.decode(ids[start:])
-            if not text.endswith("\ufffd"):  # half of a character
-                yield text[len(shown) :]
-                shown = text
-
-    @torch.no_grad()
-    def next_logits(self, ids: list[int]) -> Tensor:
-        """Logits over the vocabulary after ``ids``, of which the last ``sequence_length`` count: fp32 [vocab]."""
-        ids_BT = torch.tensor([ids[-self.sequence_length :]], device=current_device())
-        position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        logits_BTV: Tensor = self.model(ids_BT, position_BT, self.rules.plans(ids_BT))
-        return logits_BTV[0, -1, : self.tokenizer.vocab_size].float().cpu()
+    def add(self, token: int) -> str:
+        """Take a token; returns the text that is new with it. The end-of-document token ends the text."""
+        if self.done or token == self.tokenizer.eod_id:
+            self.done = True
+            return ""
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        if text.endswith("\ufffd"):  # half of a character
+            return ""
+        new, self.shown = text[len(self.shown) :], text
+        return new
 
 
-def _draw(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+@torch.no_grad()
+def stream(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling
+) -> Iterator[tuple[int, str]]:
+    """The continuations of the prompts, as pairs of a prompt's number and the next piece of its text.
+
+    A prompt's continuation depends on it and the seed alone, whatever stands beside it in the batch.
+    """
+    ids_BT, mask_BT = _padded([tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts], tokenizer.eod_id)
+    device = decoder.model.device
+    texts = [Continuation(tokenizer, torch.Generator().manual_seed(sampling.seed)) for _ in prompts]
+    logits_BV = decoder.read(ids_BT.to(device), mask_BT.to(device))
+    for number in range(sampling.max_tokens):
+        rows = logits_BV[:, : tokenizer.vocab_size].float().cpu()
+        tokens = [
+            tokenizer.eod_id if text.done else draw(row, sampling, text.random)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        for index, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+            piece = text.add(token)
+            if piece:
+                yield index, piece
+        if all(text.done for text in texts) or number + 1 == sampling.max_tokens:
+            return
+        logits_BV = decoder.step(torch.tensor(tokens, device=device)[:, None])
+
+
+def draw(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """A token from logits [V]."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     ordered, token = (logits / sampling.temperature).softmax(0).sort(descending=True)
@@ -97,13 +90,18 @@ def _draw(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     return int(token[torch.multinomial(ordered * keep, 1, generator=random)])
 
 
-def _checkpoint_in(path: Path) -> Path:
-    if (path / "manifest.json").is_file():
-        fault = checkpoint.fault_of(path)
-        if fault:
-            raise CheckpointError(fault)
-        return path
-    newest = Checkpoints(path, keep=None).newest()
-    if newest is None:
-        raise CheckpointError(f"{path}: is neither a checkpoint nor the dir of a run with a complete one")
-    return newest
+def cache_line(cache: SepCache, formula: float | None) -> str:
+    """What the cache held, by block; ``formula``: the paper's mean size of a stream, in tokens."""
+    kept = cache.retention()
+    parts = [f"{name} {count:,.0f}" for name, count in cache.blocks().items() if count]
+    line = f"cache: {' + '.join(parts)} of {cache.seen:,.0f} tokens now ({kept.num_bytes / 2**20:,.1f} MiB)"
+    line += f"; on average a token saw {kept.live:,.1f} of {kept.full:,.1f} ({kept.share:.1%})"
+    return line if formula is None else f"{line}; (a+s+w+c)/2 = {formula:,.1f}"
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, T] of texts of unequal length, padded on the left."""
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([[fill] * (length - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

@@ -1,7 +1,7 @@
 """The slots of layers that keep the same tokens: which tokens lie in them, with their keys and values.
 
-A row's slots [0, length) hold tokens in the order of the text. A token is written behind the last one; an eviction moves
-those that stay to the front. Nothing else ever moves: a step reads the slots in use once and writes one.
+A row's slots [0, length) hold tokens in the order of the text. A token is written behind the last one; an eviction
+moves those that stay to the front. Nothing else ever moves: a step reads the slots in use once and writes one.
 
 A row is a text of the batch, or one key head of it where heads keep different tokens. One token a row is a few
 operations on the device without a look at their results, so that a CUDA graph can hold them; a chunk of tokens is
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from megatron_sep.attention.pattern import FOREVER
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenRule, later, plan_row
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
+from megatron_sep.kernels.sep_decode.reference import attend_one
 
 SLACK = 64
 """Slots of a row whose tokens nothing sees any more, before the others are moved together."""
@@ -78,6 +80,19 @@ class Slots:
         stores = (self.keys_LBKCD, self.values_LBKCD)
         return sum(store.numel() * store.element_size() for store in stores if store is not None)
 
+    def blocks(self) -> dict[str, Tensor]:
+        """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
+        slot = torch.arange(self.capacity, device=self.device)
+        used_RC = slot < self.length_R[:, None]
+        sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.rule.sinks)
+        window = self.rule.window
+        since_R = self.seen_R - (FOREVER if window is None else window)
+        window_RC = used_RC & ~sink_RC & (self.place_RC >= since_R[:, None])
+        kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
+        past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
+        masks = {"sinks": sink_RC, "separators": kept_RC, "past window": past_RC, "window": window_RC}
+        return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
+
     def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
         """Take new tokens in; ``real_BT`` is False at padding, None: no padding.
 
@@ -131,6 +146,10 @@ class Slots:
         self._grow(self._most + tokens + max(SPARE, self.capacity // 4))
         return True
 
+    def replayed(self) -> None:
+        """A CUDA graph of a step has run once more: the host counts along."""
+        self._most += 1
+
     def select(self, rows_B: Tensor) -> None:
         """Make the texts of the batch those at these indices: int64."""
         heads = len(self.rules)
@@ -147,9 +166,7 @@ class Slots:
         every = len(self.rules)
         place_B1 = (self.seen_R - self.document_R)[::every, None]
         landmark_BK = torch.cat([rule.landmarks_at(ids_B1, place_B1) for rule in self.rules], 1)
-        lifetime_BK = torch.cat(
-            [rule.lifetimes(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1
-        )
+        lifetime_BK = torch.cat([rule.lifetimes(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1)
         slot_R1 = self.length_R[:, None].long()
         self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
         self.expires_RC.scatter_(1, slot_R1, later(self.seen_R, lifetime_BK.flatten())[:, None])
@@ -223,7 +240,7 @@ class Slots:
         assert self._scripts is not None
         out_BHTD = torch.zeros_like(q_BHTD)
         q_RHTD, out_RHTD, *stores = (
-            t.unflatten(1, (len(self.rules), -1)).flatten(0, 1) if len(self.rules) > 1 else t
+            t.reshape(len(t) * len(self.rules), -1, *t.shape[2:])
             for t in (q_BHTD, out_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
         )
         for row, script in enumerate(self._scripts):
@@ -239,6 +256,10 @@ class Slots:
         return out_BHTD
 
     def _attend_segment(self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float) -> Tensor:
+        if segment.end - segment.begin == 1:
+            q_KGD = q_HTD.view(len(k_KED), -1, q_HTD.shape[-1])
+            angles = self.rotary.angles(segment.past) if self.rotary is not None else None
+            return attend_one(q_KGD, k_KED, v_KED, scale, angles).flatten(0, 1)[:, None]
         if self.rotary is not None:
             q_HTD, k_KED = self.rotary.rotate(q_HTD, segment.past), self.rotary.rotate(k_KED, 0)
         q, k, v = q_HTD[None], k_KED[None], v_KED[None]

@@ -4,6 +4,8 @@ Each row is gathered to exactly its live slots and computed alone, so its bits d
 the capacity.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,21 @@ def reference_decode(
         live = expires_RC[row, : length + 1] > now_R[row]
         live[length] = True
         slots = live.nonzero()[:, 0]
-        wide = torch.promote_types(q_BHD.dtype, torch.float32)
-        q = q_BHD[b].view(K, H // K, D)[own].to(wide)
-        k = k_BKCD[b, own].index_select(1, slots).to(wide)
-        v = v_BKCD[b, own].index_select(1, slots).to(wide)
-        if rotary is not None:
-            cos, sin = rotary
-            q, k = rotate(q, cos[length], sin[length]), rotate(k, cos[slots], sin[slots])
-        out[b, own] = (((q * scale) @ k.mT).softmax(-1) @ v).to(out.dtype)
+        q, k, v = q_BHD[b].view(K, H // K, D)[own], k_BKCD[b, own][:, slots], v_BKCD[b, own][:, slots]
+        angles = None if rotary is None else [table[at] for at in (length, slots) for table in rotary]
+        out[b, own] = attend_one(q, k, v, scale, angles)
     return out.view(B, H, D)
+
+
+def attend_one(
+    q_KGD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float, angles: Sequence[Tensor] | None = None
+) -> Tensor:  # fmt: skip
+    """One query of each head to E entries: [K, G, D]. ``angles``: cos and sin of the query, then of the entries."""
+    wide = torch.promote_types(q_KGD.dtype, torch.float32)
+    q, k, v = (t.to(wide) for t in (q_KGD, k_KED, v_KED))
+    if angles is not None:
+        q, k = rotate(q, *angles[:2]), rotate(k, *angles[2:])
+    return (((q * scale) @ k.mT).softmax(-1) @ v).to(q_KGD.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""One token after another through a model with a SepCache; on CUDA a step is one replayed CUDA graph."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_sep.generate.cache import SepCache
+
+_WARM_UP = 2
+"""Steps that run as they are before one is captured."""
+
+
+class Decoder:
+    """Steps of a model that ``attach`` was called on. Keep nothing of a step's logits: the next one overwrites them."""
+
+    def __init__(self, model: Any, cache: SepCache, graph: bool | None = None) -> None:
+        self.model, self.cache = model, cache
+        self._wanted = model.device.type == "cuda" if graph is None else graph
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._steps = 0
+        self._ids_B1: Tensor | None = None
+        self._logits_BV: Tensor | None = None
+
+    @torch.no_grad()
+    def read(self, ids_BT: Tensor, attention_mask: Tensor | None = None, chunk: int = 2048) -> Tensor:
+        """Take in a prompt, ``chunk`` tokens at a time: the logits after its last column, [B, V]."""
+        for begin in range(0, ids_BT.shape[1], chunk):
+            columns = slice(begin, begin + chunk)
+            mask = None if attention_mask is None else attention_mask[:, columns]
+            output = self.model(ids_BT[:, columns], attention_mask=mask, past_key_values=self.cache, logits_to_keep=1)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    @torch.no_grad()
+    def step(self, ids_B1: Tensor) -> Tensor:
+        """Take in one token of each text: logits [B, V] of the next."""
+        if not self._wanted:
+            return self._run(ids_B1)
+        if self.cache.reserve(1):
+            self._graph = None
+        if self._graph is None:
+            self._steps += 1
+            if self._steps <= _WARM_UP:
+                return self._warm_up(ids_B1)
+            self._capture(ids_B1)
+        else:
+            self.cache.replayed()
+        assert self._graph is not None
+        assert self._ids_B1 is not None
+        assert self._logits_BV is not None
+        self._ids_B1.copy_(ids_B1)
+        self._graph.replay()
+        return self._logits_BV
+
+    def _run(self, ids_B1: Tensor) -> Tensor:
+        logits: Tensor = self.model(ids_B1, past_key_values=self.cache).logits[:, -1]
+        return logits
+
+    def _warm_up(self, ids_B1: Tensor) -> Tensor:
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            logits = self._run(ids_B1)
+        torch.cuda.current_stream().wait_stream(stream)
+        return logits
+
+    def _capture(self, ids_B1: Tensor) -> None:
+        self._ids_B1 = ids_B1.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits_BV = self._run(self._ids_B1)
+
+
+def compile_layers(model: Any) -> None:
+    """Fuse what stands between the attentions of a step; the attention itself stays as it is. CUDA."""
+    for module in model.modules():
+        if type(module).__name__.endswith("DecoderLayer") or type(module).__name__ == "GPTNeoXLayer":
+            module.compile(dynamic=False)

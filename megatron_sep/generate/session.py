@@ -1,0 +1,89 @@
+"""What `generate` runs: a loaded model under a pattern, and prompts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.config.schema import AttentionConfig
+from megatron_sep.generate.attach import Attachment, attach
+from megatron_sep.generate.decode import Decoder
+from megatron_sep.generate.load import Loaded, load
+from megatron_sep.generate.sampler import Sampling, cache_line, stream
+from megatron_sep.parallel.groups import current_device
+
+
+class SessionError(ValueError):
+    """Options of `generate` that do not go together."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that is attached to its rules."""
+
+    loaded: Loaded
+    attachment: Attachment
+
+    def prompts(self, given: Sequence[str], file: Path | None) -> list[str]:
+        """Those of the command line and, one a line, those of a file. Raises SessionError where there are none."""
+        lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+        found = [*given, *(line for line in lines if line.strip())]
+        if not found:
+            raise SessionError("no prompt: pass --prompt TEXT or --prompts FILE")
+        return found
+
+    def shown(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[str]:
+        """Prompts with their continuations: one in pieces as they come, several one below the other."""
+        decoder = Decoder(self.loaded.model, self.attachment.new_cache())
+        pieces = stream(decoder, self.loaded.tokenizer, prompts, sampling)
+        if len(prompts) == 1:
+            yield prompts[0]
+            yield from (piece for _, piece in pieces)
+            yield "\n"
+            return
+        whole = list(prompts)
+        for index, piece in pieces:
+            whole[index] += piece
+        yield from (f"== {number}\n{text}\n" for number, text in enumerate(whole, 1))
+
+    def cache_line(self) -> str:
+        """What the cache of the last texts held."""
+        assert self.attachment.cache is not None
+        rule = self.attachment.rules[0]
+        return cache_line(self.attachment.cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
+
+
+def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str) -> Session:
+    """Open a model under its own pattern, that of a YAML file, or with a cache of bounded size ``a,s,w,c``.
+
+    Raises SessionError for options that do not go together, and what opening the model raises.
+    """
+    loaded = load(path, current_device())
+    config = loaded.attention if attention is None else _attention(attention)
+    rules = loaded.rules(config)
+    if streaming is None:
+        return Session(loaded, attach(loaded.model, list(rules.patterns), document_end=rules.document_end))
+    ids = rules.separators.separator_ids or loaded.rules(_default_separators()).separators.separator_ids
+    rule = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
+    return Session(loaded, attach(loaded.model, rule, document_end=rules.document_end))
+
+
+def _default_separators() -> AttentionConfig:
+    return AttentionConfig(window=1, separators="default")
+
+
+def _attention(path: Path) -> AttentionConfig:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict) or not isinstance(tree.get("attention"), dict):
+        raise SessionError(f"{path}: has no section `attention`; configs/attention/ has examples")
+    return AttentionConfig.model_validate(tree["attention"])
+
+
+def _sizes(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise SessionError(f"--streaming {text}: pass four numbers a,s,w,c: sinks, separators, window, capacity")
+    a, s, w, c = (int(part) for part in parts)
+    return a, s, w, c

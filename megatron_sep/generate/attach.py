@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
@@ -119,6 +120,7 @@ def attach(
     return attachment
 
 
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

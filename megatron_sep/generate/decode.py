@@ -72,8 +72,13 @@ class Decoder:
             self._logits_BV = self._run(self._ids_B1)
 
 
-def compile_layers(model: Any) -> None:
-    """Fuse what stands between the attentions of a step; the attention itself stays as it is. CUDA."""
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Fuse what stands between the attentions of a step; the attention itself stays as it is.
+
+    All layers share one compilation: their numbers are not part of it.
+    """
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
     for module in model.modules():
-        if type(module).__name__.endswith("DecoderLayer") or type(module).__name__ == "GPTNeoXLayer":
-            module.compile(dynamic=False)
+        if type(module) is type(layer):
+            module.compile(backend=backend, dynamic=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from megatron_sep.generate.cache import SepCache
 
 _WARM_UP = 2
-"""Steps that run as they are before one is captured."""
+"""Steps that run as they are before one is captured: what they compile cannot be compiled while capturing."""
 
 
 class Decoder:
@@ -38,7 +38,7 @@ class Decoder:
         if not self._wanted:
             return self._run(ids_B1)
         if self.cache.reserve(1):
-            self._graph = None
+            self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
         if self._graph is None:
             self._steps += 1
             if self._steps <= _WARM_UP:

@@ -119,7 +119,6 @@ def _decode_kernel(
     plain = (whole & (d >= 2 * HALF))[None, :]
     head = (g < G)[:, None]
     expires_at = EXPIRES + row.to(tl.int64) * e_r
-    expires = tl.load(expires_at + start + c, mask=start + c < end, other=DEAD)
 
     # The new token: stored by the first share alone, counted there from registers.
     k_at = KEYS + b * k_b + n * k_h
@@ -153,12 +152,12 @@ def _decode_kernel(
     total = tl.zeros([LANES], tl.float32)
     acc = tl.zeros([LANES, P], tl.float32)
     for first in tl.range(start, end, BLOCK):
-        live = expires > now
-        following = first + BLOCK + c
-        expires = tl.load(expires_at + following, mask=following < end, other=DEAD)
+        within = first + c < end
+        live = tl.load(expires_at + first + c, mask=within, other=DEAD) > now
         at = (first + c).to(tl.int64)[:, None]
-        there = live[:, None]
+        there = within[:, None]  # dead slots are few and read along: a mask known early lets loads run ahead
         v = tl.load(v_at + at * v_c + d[None, :], mask=there & whole[None, :], other=0.0)
+        v = tl.where(live[:, None], v, 0.0)
         if PLAIN:
             k = tl.load(k_at + at * k_c + d[None, :], mask=there & plain, other=0.0)
         if HALF > 0:

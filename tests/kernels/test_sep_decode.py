@@ -69,7 +69,8 @@ class Draw:
 
     def poisoned(self, shape: list[int], dtype: torch.dtype, order: tuple[int, ...]) -> Tensor:
         """Random numbers in a view into memory of another order that is NaN everywhere else."""
-        memory = torch.full([shape[i] + self.one_of(0, 16) for i in order], torch.nan, dtype=dtype, device=DEVICE)
+        spare = [1] * (len(shape) - 2) + [16, 16]
+        memory = torch.full([shape[i] + self.one_of(0, spare[i]) for i in order], torch.nan, dtype=dtype, device=DEVICE)
         view = memory.permute([order.index(i) for i in range(len(shape))])[tuple(slice(0, n) for n in shape)]
         return view.copy_(torch.randn(shape, generator=self.generator))
 

@@ -27,11 +27,12 @@ class Launch(NamedTuple):
     splits: int
     """Programs that share a row's slots; 1 needs no second kernel."""
     warps: int = 4
-    stages: int = 1
+    stages: int = 3
+    """Blocks under way at once in a program."""
 
 
-PROGRAMS = 4
-"""Programs wanted on a multiprocessor: enough reads in flight to hide the memory's latency."""
+PROGRAMS = 2
+"""Programs wanted on a multiprocessor: each has several blocks under way, which hides the memory's latency."""
 LEAST_BLOCKS = 2
 """Blocks of a full cache that are worth a program of their own."""
 MOST_SPLITS = 64
@@ -50,7 +51,8 @@ def choose_launch(
     block = min(max(elements // (2 if rotary else 1) // padded, 16), 64)
     wanted = triton.cdiv(PROGRAMS * multiprocessors, rows)
     splits = max(1, min(wanted, triton.cdiv(capacity, block) // LEAST_BLOCKS, MOST_SPLITS))
-    warps = 8 if padded_group(group) * padded > (2048 if exact else 4096) else 4
+    queries = padded_group(group) * padded
+    warps = 8 if queries > (2048 if exact else 4096) else 2 if queries <= 2048 and not exact else 4
     return Launch(block, splits, warps)
 
 

@@ -155,6 +155,9 @@ def _check_architecture(model: PreTrainedModel, config: Any) -> None:
         )
     if getattr(config, "alibi", False):
         raise AttachError(f"{name}: alibi=True is not supported; only rotary or learned positions are")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        raise AttachError(f"{name}: sliding_window={window} already limits what is seen; set it to None in the config")
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise AttachError(f"{name}: has layers of {', '.join(sorted(kinds))}; only full attention can be replaced")

@@ -38,6 +38,7 @@ class Group(Protocol):
     """Layers that share their bookkeeping; rows R are texts, or the key heads of texts."""
 
     num_layers: int
+    batch: int
     length_R: Tensor
     seen_R: Tensor
     live_R: Tensor
@@ -71,19 +72,37 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class Retention:
-    """What a cache kept of the texts it saw, measured at every token; padding does not count."""
+    """What a cache kept of the texts it saw, measured at every token; padding does not count.
 
-    live: float
-    """Tokens that a query saw, itself included: the mean over tokens, texts, layers and key heads."""
-    full: float
+    Sums over tokens and texts, means over layers and key heads.
+    """
+
+    seen: float
+    """Tokens that a query saw, itself included."""
+    all: float
     """The same with everything kept."""
+    queries: float
     num_bytes: int
     """Memory of keys and values now."""
 
     @property
+    def live(self) -> float:
+        """Tokens that a query saw, on average."""
+        return self.seen / max(self.queries, 1)
+
+    @property
+    def full(self) -> float:
+        """The same with everything kept."""
+        return self.all / max(self.queries, 1)
+
+    @property
     def share(self) -> float:
         """live / full"""
-        return self.live / self.full if self.full else 1.0
+        return self.seen / self.all if self.all else 1.0
+
+    def since(self, before: "Retention") -> "Retention":
+        """Of the tokens that came after ``before`` alone."""
+        return Retention(self.seen - before.seen, self.all - before.all, self.queries - before.queries, self.num_bytes)
 
 
 class SepCache(Cache):  # type: ignore[misc]
@@ -151,14 +170,13 @@ class SepCache(Cache):  # type: ignore[misc]
 
     def retention(self) -> Retention:
         """What was kept so far."""
-        live = full = queries = 0.0
+        seen = whole = queries = 0.0
         for group in self.groups.values():
-            weight = group.num_layers / len(group.seen_R)
-            live += weight * float(group.live_R.sum())
-            full += weight * float(group.full_R.sum())
+            weight = group.num_layers / len(self.rules) * group.batch / len(group.seen_R)
+            seen += weight * float(group.live_R.sum())
+            whole += weight * float(group.full_R.sum())
             queries += weight * float(group.seen_R.sum())
-        queries = max(queries, 1.0)
-        return Retention(live / queries, full / queries, sum(group.num_bytes for group in self.groups.values()))
+        return Retention(seen, whole, queries, sum(group.num_bytes for group in self.groups.values()))
 
     def blocks(self) -> dict[str, float]:
         """Slots in use now by block, for a text and layer on average: sinks, separators (landmarks), window."""
@@ -198,8 +216,7 @@ class SepCache(Cache):  # type: ignore[misc]
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each text ``repeats`` times."""
         for group in self.groups.values():
-            texts = torch.arange(len(group.seen_R), device=group.seen_R.device)
-            group.select(texts[: self._batch(group)].repeat_interleave(repeats))
+            group.select(torch.arange(group.batch, device=group.seen_R.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the texts at these indices."""

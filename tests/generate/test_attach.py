@@ -235,5 +235,5 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(AttachError, match="made for other rules"):
         model(ids[:, :1], past_key_values=cache)
     other.detach()
-    with pytest.raises(CacheError, match="heads=3 of 8: .* groups of 4 query heads; choose a multiple of 4"):
+    with pytest.raises(CacheError, match=r"heads=3 of 8: .* groups of 4 query heads; choose a multiple of 4"):
         head_rules(SEP, 3, 8, 2)

@@ -1,0 +1,147 @@
+"""Perplexity of a trained model under cache policies that keep the same measured share of the tokens.
+
+    python tools/compare_policies.py CHECKPOINT [CHECKPOINT ...] --books DIR [--out table.json]
+
+Each text is a stretch of a book: a prompt at once, then one token after another, as in decoding. The share is measured
+over the tokens after the prompt: tokens that a query saw over tokens of the text so far, mean over layers and heads.
+SepLLM's sets the share; the others' free number is searched until theirs is within 1 % of it (relative).
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.config.schema import AttentionConfig, ParallelConfig
+from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.evaluate.perplexity import Score, score
+from megatron_sep.generate.cache import head_rules
+from megatron_sep.generate.load import load
+from megatron_sep.generate.policies import H2O, SnapKV, pyramid_kv
+from megatron_sep.parallel.groups import current_device, process_groups
+
+Rule = Any
+Family = Callable[[int], Rule]
+"""A policy by its free number: more keeps more."""
+
+
+def stretches(folder: Path, tokenizer: Tokenizer, length: int, per_book: int) -> Tensor:
+    """The first ``per_book`` stretches of every book in ``folder``, int64 [B, length]."""
+    rows = []
+    for path in sorted(folder.glob("*.txt")):
+        ids = tokenizer.encode(path.read_text(encoding="utf-8")[: 8 * length * (per_book + 1)])
+        rows += [ids[i * length : (i + 1) * length] for i in range(per_book)]
+    kept = [row for row in rows if len(row) == length]
+    if not kept:
+        raise SystemExit(f"{folder}: no *.txt of {length} tokens or more")
+    return torch.tensor(kept)
+
+
+def families(config: Any, ids: tuple[int, ...], window: int, density: float) -> dict[str, tuple[Family, int, int]]:
+    """Policies with the least and largest free number to try."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    stride = round(1 / density)
+    few = (key_heads - 1) * (heads // key_heads)
+
+    def stream(n: int) -> StreamingPattern:
+        return StreamingPattern(4, n // 4, n // 2, 4 + n // 4 + n // 2 + n // 2, ids)
+
+    return {
+        "SepLLM, streaming, positions in the cache": (stream, 8, 4096),
+        "StreamingLLM": (lambda n: AttentionPattern(window=n, sinks=3), 1, 4096),
+        f"FixLLM, every {stride}th token": (lambda n: AttentionPattern(window=n, sinks=3, stride=stride), 1, 4096),
+        f"head-wise windows, {few} of {heads} heads": (
+            lambda n: head_rules(AttentionPattern(window=n), few, heads, key_heads),
+            1,
+            4096,
+        ),
+        "H2O": (lambda n: H2O(n // 2, n - n // 2), 2, 4096),
+        "SnapKV": (lambda n: SnapKV(n, 32, 7), 32, 4096),
+        "PyramidKV": (lambda n: pyramid_kv(n, 32, 7, 20, layers), 32, 4096),
+    }
+
+
+def searched(family: Family, least: int, most: int, share: float, probe: Callable[[Rule], Score]) -> tuple[int, Rule]:
+    """The free number whose measured share comes nearest to ``share``, by halving."""
+    best = (float("inf"), least)
+    while least <= most:
+        middle = (least + most) // 2
+        found = probe(family(middle)).retention.share
+        best = min(best, (abs(found - share), middle))
+        if abs(found - share) < 0.01 * share:
+            break
+        least, most = (middle + 1, most) if found < share else (least, middle - 1)
+    return best[1], family(best[1])
+
+
+def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    loaded = load(path, current_device(), torch.float32)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    texts = stretches(options.books, tokenizer, options.length, options.per_book).to(model.device)
+    ids = loaded.rules(AttentionConfig(window=1, separators="default")).separators.separator_ids
+    density = float(torch.isin(texts, torch.tensor(ids, device=texts.device)).double().mean())
+    sep = AttentionPattern(window=options.window, sinks=3, separator_ids=ids)
+    eager = (H2O, SnapKV, list)
+
+    def run(rule: Rule, rows: Tensor) -> Score:
+        return score(model, rule, rows, options.prompt, graph=False if isinstance(rule, eager) else None)
+
+    full, own = run(AttentionPattern(), texts), run(sep, texts)
+    scores = {"full": ("", full), f"SepLLM, n={options.window}": ("", own)}
+    for name, (family, least, most) in families(model.config, ids, options.window, density).items():
+        number, rule = searched(family, least, most, own.retention.share, lambda rule: run(rule, texts[:8]))
+        scores[name] = (str(number), run(rule, texts))
+    trained = loaded.attention
+    result: dict[str, Any] = {
+        "checkpoint": str(path),
+        "trained_with": f"window={trained.window}",
+        "texts": len(texts),
+        "scored_tokens": len(full.loss_N),
+        "separator_density": density,
+    }
+    print(f"\n{path}: trained with {result['trained_with']}; {len(texts)} texts, {len(full.loss_N):,} tokens scored")
+    for name, (number, found) in scores.items():
+        row = {
+            "number": number,
+            "share": found.retention.share,
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "above_full": found.loss - full.loss,
+            "error": found.error_of_difference(full),
+        }
+        result[name] = row
+        print(
+            f"{name:46s} {number:>5s}  kept {row['share']:6.2%}  perplexity {row['perplexity']:8.2f}  "
+            f"loss above full {row['above_full']:+.4f} +- {row['error']:.4f}",
+            flush=True,
+        )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument(
+        "--books", type=Path, required=True, help="directory of *.txt, the test set of PG19 for example"
+    )
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--prompt", type=int, default=1792)
+    parser.add_argument("--per-book", type=int, default=2)
+    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with process_groups(ParallelConfig(), 0):
+        results = [compare(path, options) for path in options.checkpoints]
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,8 @@ class Group(Protocol):
     """Layers that share their bookkeeping; rows R are texts, or the key heads of texts."""
 
     num_layers: int
+    batch: int
+    """Texts."""
     seen_R: Tensor
     live_R: Tensor
     full_R: Tensor
@@ -171,8 +173,8 @@ class SepCache(Cache):  # type: ignore[misc]
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each text ``repeats`` times."""
         for group in self.groups.values():
-            texts = torch.arange(len(group.seen_R), device=group.seen_R.device)
-            group.select(texts[: self._batch(group)].repeat_interleave(repeats))
+            texts = torch.arange(group.batch, device=group.seen_R.device)
+            group.select(texts.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the texts at these indices."""

@@ -11,10 +11,12 @@ from transformers import Cache
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.generate.chunk import TokenRule
+from megatron_sep.generate.policies import H2O, ScoreRule, SnapKV
 from megatron_sep.generate.rotary import Rotary
+from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.slots import SLACK, Slots
 
-LayerRule = TokenRule | tuple[AttentionPattern, ...]
+LayerRule = TokenRule | ScoreRule | tuple[AttentionPattern, ...]
 """One rule for all heads of a layer, or one for each of its key heads."""
 
 
@@ -39,7 +41,7 @@ class Group(Protocol):
 
     num_layers: int
     batch: int
-    length_R: Tensor
+    """Texts."""
     seen_R: Tensor
     live_R: Tensor
     full_R: Tensor
@@ -125,6 +127,7 @@ class SepCache(Cache):  # type: ignore[misc]
     ) -> None:
         super().__init__(layers=[])
         _check_positions(rules)
+        _check_scored(rules, document_end)
         self.rules = tuple(rules)
         self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
         self.slack, self.backend = slack, backend
@@ -235,6 +238,10 @@ class SepCache(Cache):  # type: ignore[misc]
         self.groups, self.columns = {}, 0
 
     def _group(self, rule: LayerRule, num_layers: int, ids_BT: Tensor) -> Group:
+        if isinstance(rule, H2O):
+            return HeavyHitters(rule, num_layers, len(ids_BT), ids_BT.device)
+        if isinstance(rule, SnapKV):
+            return Prompts(rule, num_layers, len(ids_BT), ids_BT.device)
         rules = rule if isinstance(rule, tuple) else (rule,)
         return Slots(
             rules,
@@ -266,3 +273,17 @@ def _check_positions(rules: Sequence[LayerRule]) -> None:
             f"positions {' and '.join(modes)} of {len(flat)} different rules: a token has one position in all layers; "
             "pass positions='text', or one rule for every layer"
         )
+
+
+def _check_scored(rules: Sequence[LayerRule], document_end: int | None) -> None:
+    """What rules that look at attention do not do."""
+    for rule in rules:
+        if isinstance(rule, tuple) and any(isinstance(part, ScoreRule) for part in rule):
+            raise CacheError(
+                f"{rule}: a tuple takes an AttentionPattern for each key head; pass one rule for the layer"
+            )
+        if isinstance(rule, ScoreRule) and document_end is not None:
+            raise CacheError(
+                f"document_end={document_end} with {rule}: it knows no documents; pass document_end=None, and each "
+                "document as a text of its own"
+            )

@@ -181,7 +181,7 @@ def generate(
         for text in session.shown(session.prompts(prompt or (), prompts), sampling):
             typer.echo(text, nl=False)
             sys.stdout.flush()
-        typer.echo(session.cache_line(), err=True)
+        typer.echo(session.cache_lines(), err=True)
 
 
 @app.command()

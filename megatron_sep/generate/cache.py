@@ -181,14 +181,12 @@ class SepCache(Cache):  # type: ignore[misc]
             queries += weight * float(group.seen_R.sum())
         return Retention(seen, whole, queries, sum(group.num_bytes for group in self.groups.values()))
 
-    def blocks(self) -> dict[str, float]:
-        """Slots in use now by block, for a text and layer on average: sinks, separators (landmarks), window."""
-        total: dict[str, float] = {}
-        for group in self.groups.values():
-            for name, count_R in group.blocks().items():
-                share = group.num_layers / len(self.rules)
-                total[name] = total.get(name, 0.0) + share * float(count_R.double().mean())
-        return total
+    def blocks(self) -> list[tuple[int, dict[str, float]]]:
+        """Slots in use now: for each rule how many layers it has, and by block the mean over texts and heads."""
+        return [
+            (group.num_layers, {name: float(count_R.double().mean()) for name, count_R in group.blocks().items()})
+            for group in self.groups.values()
+        ]
 
     @property
     def seen(self) -> float:

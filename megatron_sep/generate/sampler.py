@@ -90,13 +90,16 @@ def draw(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     return int(token[torch.multinomial(ordered * keep, 1, generator=random)])
 
 
-def cache_line(cache: SepCache, formula: float | None) -> str:
-    """What the cache held, by block; ``formula``: the paper's mean size of a stream, in tokens."""
-    kept = cache.retention()
-    parts = [f"{name} {count:,.0f}" for name, count in cache.blocks().items() if count]
-    line = f"cache: {' + '.join(parts)} of {cache.seen:,.0f} tokens now ({kept.num_bytes / 2**20:,.1f} MiB)"
-    line += f"; on average a token saw {kept.live:,.1f} of {kept.full:,.1f} ({kept.share:.1%})"
-    return line if formula is None else f"{line}; (a+s+w+c)/2 = {formula:,.1f}"
+def cache_lines(cache: SepCache, formula: float | None) -> str:
+    """What the cache holds, by block, and what it held on average; ``formula``: the paper's mean size in tokens."""
+    kept, lines = cache.retention(), []
+    for layers, blocks in cache.blocks():
+        parts = " + ".join(f"{name} {count:,.0f}" for name, count in blocks.items() if count)
+        lines.append(f"cache of {layers} layers: {parts or 'nothing'} of {cache.seen:,.0f} tokens")
+    mean = f"on average a token saw {kept.live:,.1f} of {kept.full:,.1f} ({kept.share:.1%})"
+    mean += f"; {kept.num_bytes / 2**20:,.1f} MiB"
+    lines.append(mean if formula is None else f"{mean}; (a+s+w+c)/2 = {formula:,.1f}")
+    return "\n".join(lines)
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

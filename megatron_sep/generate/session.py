@@ -11,7 +11,7 @@ from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.generate.attach import Attachment, attach
 from megatron_sep.generate.decode import Decoder
 from megatron_sep.generate.load import Loaded, load
-from megatron_sep.generate.sampler import Sampling, cache_line, stream
+from megatron_sep.generate.sampler import Sampling, cache_lines, stream
 from megatron_sep.parallel.groups import current_device
 
 
@@ -48,11 +48,11 @@ class Session:
             whole[index] += piece
         yield from (f"== {number}\n{text}\n" for number, text in enumerate(whole, 1))
 
-    def cache_line(self) -> str:
+    def cache_lines(self) -> str:
         """What the cache of the last texts held."""
         assert self.attachment.cache is not None
         rule = self.attachment.rules[0]
-        return cache_line(self.attachment.cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
+        return cache_lines(self.attachment.cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
 
 
 def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str) -> Session:

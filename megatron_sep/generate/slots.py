@@ -90,7 +90,8 @@ class Slots:
         window_RC = used_RC & ~sink_RC & (self.place_RC >= since_R[:, None])
         kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
         past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
-        masks = {"sinks": sink_RC, "separators": kept_RC, "past window": past_RC, "window": window_RC}
+        past = "past window" if isinstance(self.rule, StreamingPattern) else "to be freed"
+        masks = {"sinks": sink_RC, "separators": kept_RC, past: past_RC, "window": window_RC}
         return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
 
     def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models import trained_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_sep.config import RunConfig
@@ -60,15 +61,6 @@ def exported(request: pytest.FixtureRequest, tiny: Callable[..., RunConfig], tmp
     return config, tmp_path / "export"
 
 
-def logits_of_ours(config: RunConfig, ids: torch.Tensor) -> torch.Tensor:
-    from megatron_sep.generate.sampler import Generator
-
-    generator = Generator.from_checkpoint(config.dir)
-    position = torch.arange(ids.shape[1])[None]
-    with torch.no_grad():
-        return generator.model(ids, position, generator.rules.plans(ids))  # type: ignore[no-any-return]
-
-
 def test_its_own_code_computes_sep_attention_without_this_package(exported: tuple[RunConfig, Path]) -> None:
     """At once, in two parts through the cache, and padded on the left: the logits of the trained model within 1e-5."""
     config, folder = exported
@@ -85,7 +77,7 @@ def test_its_own_code_computes_sep_attention_without_this_package(exported: tupl
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
         ).stdout.splitlines()[-1]
     )
-    expected = logits_of_ours(config, ids)
+    expected = trained_logits(config, ids)
     assert told["kind"].startswith("Sep")
     for part, found in (("whole", expected), ("rest", expected[:, 40:]), ("left", expected)):
         got = torch.tensor(told[part])

@@ -7,8 +7,12 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from megatron_sep.attention.pattern import MaskPlan
-from megatron_sep.config.schema import ModelConfig, ParallelConfig, RotaryScalingConfig
+from megatron_sep.attention.rules import LayerRules
+from megatron_sep.config.schema import ModelConfig, ParallelConfig, RotaryScalingConfig, RunConfig
+from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.model.build import build_model
 from megatron_sep.model.weights import from_hugging_face
+from megatron_sep.train.start import load_weights, open_source
 
 LAYERS, LENGTH, VOCAB = 4, 48, 128
 SHAPE: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": 64, "num_attention_heads": 4, "sequence_length": LENGTH}
@@ -122,3 +126,18 @@ def on_disk(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor
     """transformers 5 renames GPTNeoX's head when it loads a checkpoint."""
     head = "lm_head.weight" if config.activation == "swiglu" else "embed_out.weight"
     return {(head if name == "lm_head.weight" else name): weight for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def trained_logits(run: RunConfig, ids_BT: Tensor) -> Tensor:
+    """What the newest checkpoint of a run computes in the model it was trained in, under its own mask: [B, T, V]."""
+    source = open_source(run.dir)
+    assert source.tokenizer is not None
+    model = build_model(
+        source.config, ParallelConfig(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
+    )
+    load_weights(model, source, source.config)
+    rules = LayerRules.of(run.attention, run.model.num_layers, load_tokenizer(source.tokenizer))
+    position = torch.arange(ids_BT.shape[1])[None]
+    logits: Tensor = model.eval()(ids_BT, position, rules.plans(ids_BT))
+    return logits

@@ -1,0 +1,111 @@
+"""`generate`: a trained checkpoint, its export and other models, through the same cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import trained_logits
+from transformers import FalconConfig, FalconForCausalLM
+
+from megatron_sep.config import RunConfig
+from megatron_sep.convert.run import convert
+from megatron_sep.generate.attach import attach
+from megatron_sep.generate.load import load
+from megatron_sep.generate.sampler import Sampling
+from megatron_sep.generate.session import SessionError, open_session
+from megatron_sep.train.start import StartError
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny: Callable[..., RunConfig]) -> RunConfig:
+    """A trained SepLLM run, H with documents kept apart."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    config = tiny(attention={"document_boundaries": True}, train={"steps": 4, "eval_every": 0})
+    train(build_run(config))
+    return config
+
+
+def greedy(session: Any, prompts: list[str], tokens: int = 40) -> str:
+    return "".join(session.shown(prompts, Sampling(max_tokens=tokens, temperature=0)))
+
+
+def test_decoding_is_the_training_mask(run: RunConfig) -> None:
+    """Logits of a checkpoint token by token, documents included, against the model it was trained in: 1e-5."""
+    ids = torch.randint(1, 300, (2, 60), generator=torch.Generator().manual_seed(0))
+    ids[0, 20] = ids[1, 33] = 0  # ends of documents
+    loaded = load(run.dir, CPU)
+    rules = loaded.rules()
+    assert rules.document_end == 0
+    attached = attach(loaded.model, list(rules.patterns), document_end=rules.document_end)
+    cache, logits = attached.new_cache(), []
+    with torch.no_grad():
+        for part in ids.split([9, *[1] * 20, 31], dim=1):
+            logits.append(loaded.model(part, past_key_values=cache).logits)
+    torch.testing.assert_close(torch.cat(logits, 1), trained_logits(run, ids), atol=1e-5, rtol=1e-5)
+    assert cache.retention().share < 0.8
+
+
+def test_checkpoint_and_export_say_the_same(run: RunConfig, tmp_path: Path) -> None:
+    """The same text from a run's dir and from its Hugging Face export, alone and in a batch of unequal prompts."""
+    convert(run.dir, tmp_path / "export")
+    prompts = ["alpha is", "one two three is not more than alpha, beta;", "gamma"]
+    ours, theirs = (open_session(path, None, None, "cache") for path in (run.dir, tmp_path / "export"))
+    alone = [greedy(ours, [prompt]) for prompt in prompts]
+    assert [greedy(theirs, [prompt]) for prompt in prompts] == alone
+    together = greedy(ours, prompts)
+    assert together == "".join(f"== {number}\n{text}" for number, text in enumerate(alone, 1))
+    assert "cache of 1 layers: sinks 2 + separators" in ours.cache_lines()
+    assert "on average a token saw" in ours.cache_lines()
+
+
+def test_streaming_and_another_pattern(run: RunConfig, tmp_path: Path) -> None:
+    """A cache of bounded size stays so; the paper's formula stands beside what was measured; a pattern from a file."""
+    session = open_session(run.dir, None, "2,4,8,20", "cache")
+    greedy(session, ["alpha is not more than beta. " * 4], tokens=60)
+    assert session.attachment.cache is not None
+    ((layers, blocks),) = session.attachment.cache.blocks()
+    assert layers == 2
+    assert sum(blocks.values()) < 20
+    assert session.cache_lines().endswith("(a+s+w+c)/2 = 17.0")
+    pattern = tmp_path / "pattern.yaml"
+    pattern.write_text("attention: {window: 3, sinks: 1}\n")
+    narrow = open_session(run.dir, pattern, None, "cache")
+    greedy(narrow, ["alpha"], tokens=20)
+    assert narrow.attachment.cache is not None
+    assert narrow.attachment.cache.retention().live <= 4
+
+
+def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:
+    """A Falcon directory with a tokenizer is generated from; its separators are looked up in that tokenizer."""
+    torch.manual_seed(0)
+    model = FalconForCausalLM(
+        FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=False)
+    )
+    model.save_pretrained(tmp_path / "falcon")
+    with pytest.raises(StartError, match=r"has no tokenizer.json"):
+        open_session(tmp_path / "falcon", None, None, "cache")
+    (tmp_path / "falcon" / "tokenizer.json").write_bytes(run.tokenizer.path.read_bytes())
+    session = open_session(tmp_path / "falcon", None, "2,4,8,20", "text")
+    assert greedy(session, ["alpha is"]).startswith("alpha is")
+    assert len(session.attachment.rules[0].separator_ids) == 9  # type: ignore[union-attr]
+
+
+def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
+    """No prompt, sizes that are not four numbers, a file without a pattern, a directory that is not there."""
+    with pytest.raises(SessionError, match="pass --prompt TEXT or --prompts FILE"):
+        open_session(run.dir, None, None, "cache").prompts([], None)
+    with pytest.raises(SessionError, match="--streaming 4,64: pass four numbers"):
+        open_session(run.dir, None, "4,64", "cache")
+    (tmp_path / "empty.yaml").write_text("model: {}\n")
+    with pytest.raises(SessionError, match="has no section `attention`"):
+        open_session(run.dir, tmp_path / "empty.yaml", None, "cache")
+    with pytest.raises(StartError, match="no such directory"):
+        open_session(tmp_path / "nowhere", None, None, "cache")

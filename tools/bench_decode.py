@@ -170,6 +170,12 @@ def largest_batch(model: Any, rule: Any, context: int) -> tuple[int, dict[str, f
     raise SystemExit("not even four texts fit")
 
 
+def report(name: str, batch: int, row: dict[str, float]) -> dict[str, float]:
+    """Print a row and give it back."""
+    print(f"{name:22s} batch {batch:3d}  " + "  ".join(f"{k} {v:,.2f}" for k, v in row.items()), flush=True)
+    return row
+
+
 def free() -> None:
     gc.collect()
     torch.cuda.empty_cache()
@@ -180,7 +186,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=32_768)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--no-largest", action="store_true", help="leave out the search for the largest batch")
+    parser.add_argument("--only", choices=("steps", "largest"), help="one half of it")
     options = parser.parse_args()
     model = llama_8b()
     found: dict[str, Any] = {
@@ -188,9 +194,9 @@ def main() -> None:
         "torch": torch.__version__,
         "context": options.context,
     }
-    found["eager, batch 1"] = row = eager_step(model, 1, options.context)
-    print(f"the authors' way, batch 1  {row['ms']:.2f} ms  {row['tokens_per_s']:.1f} tokens/s", flush=True)
-    model.set_attn_implementation("sdpa")
+    if options.only != "largest":
+        found["eager, batch 1"] = report("the authors' way", 1, eager_step(model, 1, options.context))
+        model.set_attn_implementation("sdpa")
     compile_layers(model)
     kinds: dict[str, tuple[Any, type[Slots]]] = {
         "full, torch flash": (FULL, DenseFull),
@@ -199,21 +205,13 @@ def main() -> None:
         "SepLLM n=256": (SEP, Slots),
         "stream 4,64,256,800": (STREAM, Slots),
     }
-    for batch in (1, options.batch):
+    for batch in (1, options.batch) if options.only != "largest" else ():
         for name, (rule, group_type) in kinds.items():
-            try:
-                found[f"{name}, batch {batch}"] = row = fused_step(model, rule, batch, options.context, group_type)
-                print(f"{name:22s} batch {batch:3d}  " + "  ".join(f"{k} {v:,.2f}" for k, v in row.items()), flush=True)
-            except Exception as error:
-                found[f"{name}, batch {batch}"] = repr(error)
-                print(f"{name:22s} batch {batch:3d}  {error!r}", flush=True)
-            if options.out:
-                options.out.write_text(json.dumps(found, indent=1))
-    if not options.no_largest:
-        for name in ("full, own kernel", "SepLLM n=256"):
-            largest, row = largest_batch(model, kinds[name][0], options.context)
-            found[f"largest batch, {name}"] = {"batch": largest} | row
-            print(f"largest batch, {name}: {largest}, {row['tokens_per_s']:,.0f} tokens/s", flush=True)
+            row = fused_step(model, rule, batch, options.context, group_type)
+            found[f"{name}, batch {batch}"] = report(name, batch, row)
+    for name in ("full, own kernel", "SepLLM n=256") if options.only != "steps" else ():
+        batch, row = largest_batch(model, kinds[name][0], options.context)
+        found[f"{name}, largest batch"] = {"batch": batch} | report(name, batch, row)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
 

@@ -62,8 +62,11 @@ class Group(Protocol):
     def end(self) -> None:
         """All layers have attended."""
 
+    def room(self) -> bool:
+        """Make sure of room for one more token; were stores replaced?"""
+
     def reserve(self, tokens: int) -> bool:
-        """Room for more tokens; were stores replaced?"""
+        """Make room for so many more; were stores replaced?"""
 
     def replayed(self) -> None:
         """A CUDA graph of a step has run once more."""
@@ -160,10 +163,15 @@ class SepCache(Cache):  # type: ignore[misc]
         for group in self.groups.values():
             group.end()
 
-    def reserve(self, tokens: int) -> bool:
-        """Make room for so many more tokens of each text; were stores replaced, so that a CUDA graph is void?"""
-        replaced = [group.reserve(tokens) for group in self.groups.values()]
+    def room(self) -> bool:
+        """Make sure of room for one more token of each text; were stores replaced, so that a CUDA graph is void?"""
+        replaced = [group.room() for group in self.groups.values()]
         return any(replaced)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens of each text at once, so that no store has to grow while it is full."""
+        for group in self.groups.values():
+            group.reserve(tokens)
 
     def replayed(self) -> None:
         """A CUDA graph of a step has run once more: count it, as the graph holds no Python."""

@@ -37,7 +37,7 @@ class Decoder:
         """Take in one token of each text: logits [B, V] of the next."""
         if not self._wanted:
             return self._run(ids_B1)
-        if self.cache.reserve(1):
+        if self.cache.room():
             self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
         if self._graph is None:
             self._steps += 1

@@ -44,6 +44,10 @@ class _Counted:
         self.seen_R += new_R
         self.live_R = self._live_LR.mean(0)
 
+    def room(self) -> bool:
+        """Each pass makes its own room."""
+        return True
+
     def replayed(self) -> None:
         """Always an error: a CUDA graph cannot hold what these rules look at."""
         raise RuntimeError(f"{self._name} does not run in a CUDA graph; decode with graph=False")

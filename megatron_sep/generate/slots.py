@@ -134,17 +134,21 @@ class Slots:
             self._end_chunk(self._scripts)
         self._scripts = self._ids_B1 = None
 
+    def room(self) -> bool:
+        """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?"""
+        return self._most + 1 > self.capacity and self.reserve(max(SPARE, self.capacity // 4))
+
     def reserve(self, tokens: int) -> bool:
-        """Make room for so many more tokens a row, none leaving; were the stores replaced?
+        """Make room for so many more tokens a row, fewer where tokens leave; were the stores replaced?
 
         The device is asked for the lengths only where what the host knows might not suffice.
         """
         if self._bounded or self._most + tokens <= self.capacity:
             return False
         self._most = int(self.length_R.max())
-        if self._most + tokens + (self.slack if self.evicts else 0) <= self.capacity:
+        if self._most + (self.slack if self.evicts else tokens) < self.capacity:
             return False
-        self._grow(self._most + tokens + max(SPARE, self.capacity // 4))
+        self._grow(self._most + tokens)
         return True
 
     def replayed(self) -> None:
@@ -162,7 +166,7 @@ class Slots:
         self.batch = len(rows_B)
 
     def _begin_step(self, ids_B1: Tensor) -> Tensor:
-        self.reserve(1)
+        self.room()
         self._ids_B1 = ids_B1
         every = len(self.rules)
         place_B1 = (self.seen_R - self.document_R)[::every, None]

@@ -90,6 +90,7 @@ def filled(
 ) -> SepCache:
     """A cache as after ``context`` tokens of text, its keys and values random."""
     cache: SepCache = attach(model, rule).new_cache()
+    free()
     ids = text(batch, context)
     slots = group_type((rule,), 32, batch, ids.device, rotary=cache.rotary)
     slots.begin(ids, None)
@@ -118,7 +119,6 @@ def timed(step: Callable[[], Any], warm_up: int, steps: int) -> float:
 
 
 def fused_step(model: Any, rule: Any, batch: int, context: int, group_type: type[Slots] = Slots) -> dict[str, float]:
-    free()
     cache = filled(model, rule, batch, context, group_type)
     decoder = Decoder(model, cache)
     ids = text(batch, 1)

@@ -4,7 +4,7 @@
 
 Each text is a stretch of a book: a prompt at once, then one token after another, as in decoding. The share is measured
 over the tokens after the prompt: tokens that a query saw over tokens of the text so far, mean over layers and heads.
-SepLLM's on all texts sets the share; the others' free number is searched on the first eight.
+SepLLM's on all texts sets the share; the others' free number is searched on the first four.
 """
 
 import argparse
@@ -61,20 +61,20 @@ def families(config: Any, ids: tuple[int, ...], density: float) -> dict[str, Fam
 
 
 def searched(family: Family, share: float, length: int, probe: Callable[[Rule], Score]) -> tuple[int, Rule]:
-    """The free number whose measured share comes nearest to ``share``: linear steps between what was measured."""
-    tried = {0: 0.0, length: 1.0}
+    """The free number whose measured share comes nearest to ``share``: the share is nearly linear in the number."""
     number = round(share * length)
-    for _ in range(6):
+    tried = {number: probe(family(number)).retention.share}
+    number = max(1, round(number * share / tried[number]))
+    for _ in range(4):
+        if number in tried:
+            break
         tried[number] = probe(family(number)).retention.share
-        if abs(tried[number] - share) < 0.005 * share:
+        (a, at_a), (b, at_b) = sorted(tried.items(), key=lambda pair: abs(pair[1] - share))[:2]
+        slope = (at_b - at_a) / (b - a)
+        if abs(at_a - share) < 0.005 * share or slope <= 0:
             break
-        low = max((n for n in tried if tried[n] <= share), default=0)
-        high = min((n for n in tried if tried[n] > share), default=length)
-        middle = low + (high - low) * (share - tried[low]) / (tried[high] - tried[low])
-        number = min(max(round(middle), low + 1), high - 1)
-        if number in tried or high - low < 2:
-            break
-    best = min((n for n in tried if n), key=lambda n: abs(tried[n] - share))
+        number = max(1, round(a + (share - at_a) / slope))
+    best = min(tried, key=lambda n: abs(tried[n] - share))
     return best, family(best)
 
 
@@ -93,7 +93,7 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     full, own = run(AttentionPattern(), texts), run(sep, texts)
     scores = {"full": ("", full), f"SepLLM, n={options.window}": ("", own)}
     for name, family in families(model.config, ids, density).items():
-        number, rule = searched(family, own.retention.share, options.length, lambda rule: run(rule, texts[:8]))
+        number, rule = searched(family, own.retention.share, options.length, lambda rule: run(rule, texts[:4]))
         scores[name] = (str(number), run(rule, texts))
     trained = loaded.attention
     result: dict[str, Any] = {
@@ -130,7 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--prompt", type=int, default=1792)
-    parser.add_argument("--per-book", type=int, default=2)
+    parser.add_argument("--per-book", type=int, default=1)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

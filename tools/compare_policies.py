@@ -54,9 +54,9 @@ def families(config: Any, ids: tuple[int, ...], density: float) -> dict[str, Fam
         "StreamingLLM": lambda n: AttentionPattern(window=n, sinks=3),
         f"FixLLM, every {stride}th token": lambda n: AttentionPattern(window=n, sinks=3, stride=stride),
         f"windows in {few} of {heads} heads": lambda n: head_rules(AttentionPattern(window=n), few, heads, key_heads),
-        "H2O": lambda n: H2O(n // 2, n - n // 2),
         "SnapKV": lambda n: SnapKV(max(n, 32), 32, 7),
         "PyramidKV": lambda n: pyramid_kv(max(n, 32), 32, 7, 20, layers),
+        "H2O": lambda n: H2O(n // 2, n - n // 2),
     }
 
 
@@ -91,10 +91,6 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         return score(model, rule, rows, options.prompt, graph=False if isinstance(rule, eager) else None)
 
     full, own = run(AttentionPattern(), texts), run(sep, texts)
-    scores = {"full": ("", full), f"SepLLM, n={options.window}": ("", own)}
-    for name, family in families(model.config, ids, density).items():
-        number, rule = searched(family, own.retention.share, options.length, lambda rule: run(rule, texts[:4]))
-        scores[name] = (str(number), run(rule, texts))
     trained = loaded.attention
     result: dict[str, Any] = {
         "checkpoint": str(path),
@@ -104,22 +100,30 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "separator_density": density,
     }
     print(f"\n{path}: trained with {result['trained_with']}; {len(texts)} texts, {len(full.loss_N):,} tokens scored")
-    for name, (number, found) in scores.items():
-        row = {
-            "number": number,
-            "share": found.retention.share,
-            "loss": found.loss,
-            "perplexity": found.perplexity,
-            "above_full": found.loss - full.loss,
-            "error": found.error_of_difference(full),
-        }
-        result[name] = row
-        print(
-            f"{name:46s} {number:>5s}  kept {row['share']:6.2%}  perplexity {row['perplexity']:8.2f}  "
-            f"loss above full {row['above_full']:+.4f} +- {row['error']:.4f}",
-            flush=True,
-        )
+    result["full"] = report("full", "", full, full)
+    result[f"SepLLM, n={options.window}"] = report(f"SepLLM, n={options.window}", "", own, full)
+    for name, family in families(model.config, ids, density).items():
+        number, rule = searched(family, own.retention.share, options.length, lambda rule: run(rule, texts[:4]))
+        result[name] = report(name, str(number), run(rule, texts), full)
     return result
+
+
+def report(name: str, number: str, found: Score, full: Score) -> dict[str, Any]:
+    """Print a row and give it back."""
+    row = {
+        "number": number,
+        "share": found.retention.share,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "above_full": found.loss - full.loss,
+        "error": found.error_of_difference(full),
+    }
+    print(
+        f"{name:46s} {number:>5s}  kept {row['share']:6.2%}  perplexity {row['perplexity']:8.2f}  "
+        f"loss above full {row['above_full']:+.4f} +- {row['error']:.4f}",
+        flush=True,
+    )
+    return row
 
 
 def main() -> None:

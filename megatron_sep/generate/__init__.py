@@ -1,1 +1,1 @@
-"""Sampling from a trained model."""
+"""Inference: caches that keep what their rules keep, and text from models that use them."""

@@ -160,7 +160,7 @@ def test_the_loss_jumps_at_the_switch_and_is_back_within_a_tenth(
     train(full)
     before = losses(full)
     jumps = {}
-    for name, attention in (("n=8", SEP), ("n=8, H/T", SEP | {"full_layers": [0, -1]})):
+    for name, attention in (("n=8", SEP), ("n=8-ht", SEP | {"full_layers": [0, -1]})):
         start = {"init_from": str(full.config.dir), "init_step": SWITCH}
         run = build_run(make(name, SWITCH + RECOVERY, attention, **start))
         jump = losses(run) - before
@@ -169,7 +169,7 @@ def test_the_loss_jumps_at_the_switch_and_is_back_within_a_tenth(
         train(run)
         assert run.state.step == SWITCH + SWITCH // 10
         assert float(losses(run).mean()) <= float(before.mean()), name
-    assert jumps["n=8, H/T"] < jumps["n=8"]
+    assert jumps["n=8-ht"] < jumps["n=8"]
 
 
 def losses(run: Any) -> torch.Tensor:

@@ -136,9 +136,9 @@ def convert(
         source = make(src, dst, config)
         typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
         if check:
-            from megatron_sep.convert.check import largest_difference
+            from megatron_sep.convert.check import differences
 
-            typer.echo(f"largest difference of a logit: {largest_difference(source, dst):.3g}")
+            typer.echo(str(differences(source, dst)))
 
 
 @app.command()

@@ -99,12 +99,19 @@ def _translated(files: Mapping[Path, Tree]) -> Tree:
             if first != path and before != value:
                 raise ConfigError(f"{key} is {before!r} in {first} and {value!r} in {path}")
             merged[key] = value
-    path = next(iter(files))
     try:
-        return translate(merged, path.stem)
+        return translate(merged, next(iter(files)).stem)
     except NeoxError as error:
         lines = str(error).splitlines()
-        raise ConfigError("\n".join([f"{path}: {len(lines)} mistake(s)", *(f"  {line}" for line in lines)])) from None
+        named = ", ".join(map(str, files))
+        placed = [f"  {line}{_place(line, seen) if len(files) > 1 else ''}" for line in lines]
+        raise ConfigError("\n".join([f"{named}: {len(lines)} mistake(s)", *placed])) from None
+
+
+def _place(line: str, seen: Mapping[str, tuple[Path, Any]]) -> str:
+    """The file that the key is from with which a message begins."""
+    found = seen.get(spell(re.split(r"[^\w-]", line, maxsplit=1)[0]))
+    return f" (in {found[0]})" if found else ""
 
 
 def _validated(kind: type[Config], tree: Tree, path: Path, overrides: Sequence[str]) -> Config:

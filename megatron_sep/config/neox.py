@@ -92,7 +92,7 @@ TABLE: dict[str, Rule] = {
     "use_bias_in_norms": Only((True,), "LayerNorm has a bias, RMSNorm has none"),
     "use_bias_in_attn_linear": Part("biases"),
     "use_bias_in_mlp": Part("biases"),
-    "pos_emb": Only(("rotary",), "positions are rotary"),
+    "pos_emb": Only(("rotary",), "positions are rotary, and weights trained with others cannot be converted"),
     "rotary_pct": To("model.rotary_fraction"),
     "rotary_emb_base": To("model.rotary_base"),
     "no_weight_tying": To("model.tie_embeddings", lambda value: not value),
@@ -295,7 +295,8 @@ def translate(tree: Mapping[str, Any], name: str) -> Tree:
             elif isinstance(rule, Refused):
                 raise NeoxError(f"{key}={value!r}: {rule.reason}")
             elif isinstance(rule, Only) and value not in rule.values:
-                raise NeoxError(f"{key}={value!r} is refused: {rule.reason}")
+                known = " or ".join(map(repr, rule.values))
+                raise NeoxError(f"{key}={value!r} is refused: {rule.reason}; {key}={known} is taken")
         except (NeoxError, TypeError, ValueError) as error:
             mistakes.append(str(error))
     for compose in COMPOSERS:

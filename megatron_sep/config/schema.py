@@ -84,6 +84,11 @@ class ModelConfig(Section):
     def mlp_size(self) -> int:
         return self.ffn_hidden_size or 4 * self.hidden_size
 
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether a gate multiplies the MLP's values, as SwiGLU's does: what tells a Llama from a GPTNeoX."""
+        return self.activation == "swiglu"
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_attention_heads:

@@ -1,63 +1,123 @@
-"""`convert --check`: transformers' model with the weights of SRC against this program's with those of DST."""
+"""`convert --check`: transformers' model with the weights of one directory against this program's with the other's."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.model.hugging_face import make_config
-from megatron_sep.model.weights import to_hugging_face
+from megatron_sep.model.weights import family_of, to_hugging_face
 from megatron_sep.parallel.groups import current_device
 from megatron_sep.train.start import OpenedSource, export_rules, load_weights, open_source
 
-_TEXT = "The cat sat on the mat, and slept. It was warm; was it not? Yes!\nThen it rained, and the cat went in.\n" * 8
+_TEXT = "The cat sat on the mat, and slept. It was warm; was it not? Yes!\nThen it rained, and the cat went in.\n"
+_TOKENS = 128
+_FULL: dict[str, Any] = {
+    "window": None,
+    "sinks": 0,
+    "separator_ids": [],
+    "stride": None,
+    "full_layers": [],
+    "document_end": None,
+}
+"""Rules under which every token sees every earlier one."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The largest difference between the fp32 logits of two models for the same text."""
+
+    full: float
+    """With every earlier token visible: the weights alone differ."""
+    sep: float | None
+    """Under the attention pattern that each directory names for itself; None where both name full attention."""
+
+    def __str__(self) -> str:
+        pattern = "" if self.sep is None else f"; under the attention pattern {self.sep:.3g}"
+        return f"largest difference of a logit: with full attention {self.full:.3g}{pattern}"
 
 
 @torch.no_grad()
-def largest_difference(source: OpenedSource, dst: Path) -> float:
-    """Of the fp32 logits of the same text; both models see every earlier token, so the weights alone are compared."""
-    ids = _ids(source).to(current_device())
-    theirs, mine = (source, open_source(dst)) if source.own else (open_source(dst), source)
-    ours = _own_logits(theirs, ids)
-    return float((ours - _transformers_logits(mine, ids)).abs().max())
+def differences(source: OpenedSource, dst: Path) -> Differences:
+    """Between SRC and what was made of it. The pattern of the foreign one is computed by an export's own code."""
+    own, foreign = (source, open_source(dst)) if source.own else (open_source(dst), source)
+    own_rules, foreign_rules = export_rules(own), export_rules(foreign)
+    ids = _ids(own, own_rules).to(current_device())
+    ours = _own_logits(own, (_FULL, own_rules), ids)
+    full = _largest(ours[0] - _transformers_logits(foreign, _FULL, ids))
+    if own_rules == foreign_rules == _FULL:
+        return Differences(full, None)
+    return Differences(full, _largest(ours[1] - _transformers_logits(foreign, foreign_rules, ids)))
 
 
-def _own_logits(source: OpenedSource, ids: Tensor) -> Tensor:
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _own_logits(source: OpenedSource, patterns: tuple[dict[str, Any], ...], ids: Tensor) -> list[Tensor]:
+    """Under one set of rules after another."""
     model = build_model(
         source.config, ParallelConfig(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
     )
     load_weights(model, source, source.config)
-    plan = AttentionPattern().plan(ids)
     position = torch.arange(ids.shape[1], device=ids.device)[None]
-    logits: Tensor = model.eval()(ids, position, (plan,) * source.config.num_layers)
+    plans = [_layer_rules(rules, source.config.num_layers).plans(ids) for rules in patterns]
+    return [model.eval()(ids, position, plan).float() for plan in plans]
+
+
+def _layer_rules(rules: dict[str, Any], layers: int) -> LayerRules:
+    ids = tuple(rules["separator_ids"])
+    pattern = AttentionPattern(rules["window"], rules["sinks"], ids, rules["stride"])
+    everywhere = layer_patterns(pattern, layers, rules["full_layers"])
+    return LayerRules(everywhere, AttentionPattern(separator_ids=ids), rules["document_end"])
+
+
+def _transformers_logits(source: OpenedSource, rules: dict[str, Any], ids: Tensor) -> Tensor:
+    """Of transformers' own class for full attention, and of the class that an export brings for any other rules."""
+    import transformers
+
+    from megatron_sep.convert import modeling_sep
+
+    settings = make_config(source.config, source.vocab_size, rules, "float32", None)
+    config = transformers.AutoConfig.for_model(**{k: v for k, v in settings.items() if k != "auto_map"})
+    architecture = family_of(source.config).architecture
+    full = rules == _FULL
+    kind: Any = getattr(transformers, architecture) if full else getattr(modeling_sep, f"Sep{architecture}")
+    model = kind._from_config(config, attn_implementation="eager")
+    _fill(model, source)
+    logits: Tensor = model.to(ids.device).eval()(ids, use_cache=False).logits
     return logits.float()
 
 
-def _transformers_logits(source: OpenedSource, ids: Tensor) -> Tensor:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = make_config(source.config, source.vocab_size, export_rules(source), "float32", None)
-    config = AutoConfig.for_model(**{k: v for k, v in settings.items() if k not in ("auto_map", "architectures")})
-    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    weights = {name: tensor for group in source for name, tensor in group.items()}
-    spelled = to_hugging_face(weights, source.config)
-    state = {("lm_head.weight" if name == "embed_out.weight" else name): w.float() for name, w in spelled.items()}
-    missing, strange = model.load_state_dict(state, strict=False)
-    wrong = [*(name for name in missing if name != "lm_head.weight" or not source.config.tie_embeddings), *strange]
+def _fill(model: Any, source: OpenedSource) -> None:
+    """Load the weights of a source under the names that they have on disk, whatever a class calls its head."""
+    weights = to_hugging_face({name: tensor for group in source for name, tensor in group.items()}, source.config)
+    head = next(name for name in ("embed_out", "lm_head") if name in model._modules)
+    state = {(f"{head}.weight" if n in ("embed_out.weight", "lm_head.weight") else n): w for n, w in weights.items()}
+    missing, strange = model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    wrong = [*(name for name in missing if name != f"{head}.weight" or not source.config.tie_embeddings), *strange]
     if wrong:
         raise RuntimeError(f"transformers names other weights: {wrong}")
-    logits: Tensor = model.to(ids.device).eval()(ids).logits
-    return logits.float()
 
 
-def _ids(source: OpenedSource) -> Tensor:
-    length = min(128, source.config.sequence_length)
+def _ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:
+    """A text of two windows where the model has room for it, with separators and the end of a document in it."""
+    length = min(max(_TOKENS, 2 * (rules["window"] or 0)), source.config.sequence_length)
     if source.tokenizer is not None:
-        found = load_tokenizer(source.tokenizer).encode(_TEXT)[:length]
-        return torch.tensor([found])
-    return torch.randint(0, source.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+        text = load_tokenizer(source.tokenizer).encode(_TEXT)
+        ids = torch.tensor((text * (length // len(text) + 1))[:length])
+    else:
+        ids = torch.randint(0, source.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+        separators = torch.tensor(rules["separator_ids"], dtype=torch.long)
+        ids[: 8 * len(separators) : 8] = separators[: -(-length // 8)]
+    if rules["document_end"] is not None:
+        ids[length // 3] = rules["document_end"]
+    return ids[None]

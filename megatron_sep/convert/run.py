@@ -6,7 +6,7 @@ checkpoint that holds weights alone is one safetensors file a layer beside the m
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from megatron_sep.train.checkpoint import TrainState
 from megatron_sep.train.start import WEIGHTS, OpenedSource, export_rules, open_source
 
 _PRECISION = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+Spelling = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -72,7 +73,7 @@ def _write_hugging_face(source: OpenedSource, partial: Path, dst: Path) -> None:
 
     def spelled(group: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: part.contiguous()
+            name: part
             for ours, whole in group.items()
             for name, part in zip(links[ours].theirs, links[ours].split(whole, source.config), strict=True)
         }
@@ -90,23 +91,22 @@ def _write_hugging_face(source: OpenedSource, partial: Path, dst: Path) -> None:
     partial.rename(dst)
 
 
-def _write_groups(source: OpenedSource, folder: Path, name: str, spelled: Any) -> torch.dtype:
+def _write_groups(source: OpenedSource, folder: Path, name: str, spelled: Spelling) -> torch.dtype:
     """One file a group, one group in memory; returns the dtype they have in common."""
-    from safetensors.torch import save_file
-
-    dtypes = set()
-    for number, group in enumerate(_groups(source), 1):
-        save_file(spelled(group), folder / name.format(number), metadata={"format": "pt"})
+    dtypes: set[torch.dtype] = set()
+    for number, group in enumerate(source, 1):
         dtypes |= {tensor.dtype for tensor in group.values()}
-        group.clear()
+        _write_group(spelled(group), folder / name.format(number))
+        group.clear()  # or it would be there until the next one is whole
     if len(dtypes) != 1 or not dtypes <= _PRECISION.keys():
         raise ConvertError(f"{source.place}: weights of {', '.join(map(str, dtypes))}; known: fp32, fp16, bf16")
     return dtypes.pop()
 
 
-def _groups(source: OpenedSource) -> Iterator[dict[str, Tensor]]:
-    for group in source:
-        yield {name: tensor.contiguous() for name, tensor in group.items()}
+def _write_group(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _copy_tokenizer(source: OpenedSource, folder: Path) -> None:

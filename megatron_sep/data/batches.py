@@ -40,6 +40,23 @@ class Samples(Protocol):
         """What each source has given of the first ``consumed`` samples."""
         ...
 
+    def origins(self, index: int) -> "Sequence[Origin]":
+        """Where the first T tokens of sample ``index`` are from, in order."""
+        ...
+
+
+class Origin(Protocol):
+    """Some tokens of a sample that are from one place; as text, it names the place."""
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        ...
+
 
 @dataclass(frozen=True)
 class SourceShare:
@@ -87,6 +104,10 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.shard.bin_paths[0]}: document {self.document}, token {self.offset} of it"
+
+    def record(self) -> dict[str, Any]:
+        index = str(self.shard.index_path)
+        return {"index": index, "document": self.document, "offset": self.offset, "tokens": self.tokens}
 
 
 class Order(Protocol):
@@ -200,9 +221,10 @@ class Windows:
         """Offset in the stream of the first token of each sample."""
         return self._order(indices) * self._stride
 
-    def places(self, index: int) -> tuple[Stream, int]:
-        """The stream and the offset in it at which sample ``index`` starts."""
-        return self._stream, int(self.positions(np.array([index], np.int64))[0])
+    def origins(self, index: int) -> list[Span]:
+        """The documents of the first T tokens of sample ``index``, in order."""
+        start = int(self.positions(np.array([index], np.int64))[0])
+        return self._stream.spans(start, start + self._length - 1)
 
     def shares(self, consumed: int) -> list[SourceShare]:
         """All of the samples are from this source."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_sep.data.batches import Ids, SourceShare, Stream, Windows
+from megatron_sep.data.batches import Ids, SourceShare, Span, Windows
 
 PERIOD = 1 << 16
 """Samples after which the mixture repeats: shares are kept to one in 65,536."""
@@ -40,10 +40,10 @@ class Blend:
         source = self._source[within]
         return source, periods * self._counts[source] + self._number[within]
 
-    def places(self, index: int) -> tuple[Stream, int]:
-        """The stream and the offset in it at which sample ``index`` starts."""
+    def origins(self, index: int) -> list[Span]:
+        """The documents of the first T tokens of sample ``index``, in order."""
         source, number = self.locate(np.array([index], np.int64))
-        return self.sources[int(source[0])].places(int(number[0]))
+        return self.sources[int(source[0])].origins(int(number[0]))
 
     def shares(self, consumed: int) -> list[SourceShare]:
         """What each source has given of the first ``consumed`` samples."""

@@ -8,8 +8,10 @@ and read in an order drawn from the seed.
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,21 @@ import numpy.typing as npt
 from megatron_sep.config.schema import InstructionsConfig
 from megatron_sep.data.batches import DataError, Ids, InOrder, Order, Shuffled, SourceShare, Split
 from megatron_sep.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens of one example, from its first on."""
+
+    path: Path
+    line: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+    def record(self) -> dict[str, Any]:
+        return {"path": str(self.path), "line": self.line, "tokens": self.tokens}
 
 
 @runtime_checkable
@@ -42,12 +59,14 @@ class Instructions:
         part: slice = slice(0, None),
     ) -> None:
         self.name, self._eod, self._width = config.path.stem, tokenizer.eod_id, sequence_length + 1
+        self._path = config.path
         self.dropped = 0
         """Examples longer than a row."""
         examples = list(self._examples(config, tokenizer, part))
-        self._rows = list(_pack([len(ids) for ids, _ in examples], self._width))
-        self._tokens = [ids for ids, _ in examples]
-        self._prompts = [prompt for _, prompt in examples]
+        self._rows = list(_pack([len(ids) for _, ids, _ in examples], self._width))
+        self._lines = [line for line, _, _ in examples]
+        self._tokens = [ids for _, ids, _ in examples]
+        self._prompts = [prompt for _, _, prompt in examples]
         self.num_samples = len(self._rows)
         if not self._rows:
             raise DataError(f"{config.path}: no example that fits into {sequence_length} tokens in this split")
@@ -74,6 +93,13 @@ class Instructions:
         """All of the samples are from this file."""
         return [SourceShare(self.name, 1.0, 1.0, consumed, consumed / self.num_samples)]
 
+    def origins(self, index: int) -> list[Example]:
+        """The examples of the first T tokens of sample ``index``; what fills the row up is from none."""
+        return [
+            Example(self._path, self._lines[number], min(len(self._tokens[number]), self._width - 1 - start))
+            for _, start, number in self._placed(index, 1)
+        ]
+
     def _placed(self, first_sample: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Row, offset in it and number of each example of some samples."""
         places = self._order(np.arange(first_sample, first_sample + count, dtype=np.int64))
@@ -85,13 +111,13 @@ class Instructions:
 
     def _examples(
         self, config: InstructionsConfig, tokenizer: Tokenizer, part: slice
-    ) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
-        """The ids of each example, and how many of them are the prompt."""
+    ) -> Iterator[tuple[int, npt.NDArray[np.int32], int]]:
+        """The line of each example, its ids, and how many of them are the prompt."""
         for number, prompt, response in islice(_records(config), part.start, part.stop):
             question = tokenizer.encode(config.template.replace("{prompt}", prompt))
             ids = [*question, *tokenizer.encode(response), tokenizer.eod_id]
             if len(ids) <= self._width:
-                yield np.array(ids, np.int32), len(question)
+                yield number, np.array(ids, np.int32), len(question)
             elif config.on_long == "drop":
                 self.dropped += 1
             else:

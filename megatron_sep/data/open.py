@@ -7,6 +7,7 @@ from megatron_sep.data.batches import (
     DocumentRange,
     InOrder,
     Order,
+    Samples,
     Shuffled,
     Split,
     Stream,
@@ -16,14 +17,23 @@ from megatron_sep.data.batches import (
     too_small,
 )
 from megatron_sep.data.blend import Blend
+from megatron_sep.data.instruct import instructions_of
 from megatron_sep.data.neox import neox_order
 from megatron_sep.data.shards import Shard
+from megatron_sep.data.tokenizer import Tokenizer
+
+
+def open_data(data: DataConfig, split: Split, sequence_length: int, tokenizer: Tokenizer, num_samples: int) -> Samples:
+    """What a run reads of one split, shards or instructions; ``num_samples``: how many. Raises as ``open_samples``."""
+    if data.instructions is not None:
+        return instructions_of(data.instructions, split, sequence_length, tokenizer, data.seed, data.shuffle)
+    return open_samples(data, split, sequence_length, tokenizer.vocab_size, num_samples)
 
 
 def open_samples(
     data: DataConfig, split: Split, sequence_length: int, vocab_size: int, num_samples: int
 ) -> Windows | Blend:
-    """The samples of one split, by what the section names; validation and test are read in order.
+    """The samples of one split of shards, by what the section names; validation and test are read in order.
 
     ``num_samples`` is how many the run takes: the epochs of ``order: neox`` follow from it, nothing else does. Raises
     ShardError for damaged files and DataError for a split that is too small.

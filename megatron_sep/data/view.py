@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_sep.config.schema import RunConfig
-from megatron_sep.data.batches import DataError, Span
-from megatron_sep.data.open import open_samples
+from megatron_sep.data.batches import DataError, Origin
+from megatron_sep.data.instruct import CountsLoss
+from megatron_sep.data.open import open_data
 from megatron_sep.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ class SampleView:
     """Counted from the start of the run."""
     ids: list[int]
     tokens: list[str]
-    spans: list[Span]
+    origins: Sequence[Origin]
     layers: list[LayerView]
     separators: frozenset[int]
     """Ids."""
+    learnt: list[bool] | None = None
+    """Whether the loss counts each token; None: it counts all."""
 
 
 def view_step(config: RunConfig, rules: "LayerRules", step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
@@ -66,20 +69,20 @@ def view_step(config: RunConfig, rules: "LayerRules", step: int, rows: Sequence[
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
     length = config.model.sequence_length
-    samples = open_samples(config.data, "train", length, tokenizer.vocab_size, config.train.steps * size)
+    samples = open_data(config.data, "train", length, tokenizer, config.train.steps * size)
     separators = frozenset(i for pattern in rules.patterns for i in pattern.separator_ids)
     found = []
     for index in ((step - 1) * size + row for row in rows):
         ids = samples.sample(index)[:-1].tolist()
-        stream, start = samples.places(index)
         found.append(
             SampleView(
                 index,
                 ids,
                 [tokenizer.decode([i]) for i in ids],
-                stream.spans(start, start + length),
+                samples.origins(index),
                 _layers(rules, ids),
                 separators,
+                samples.loss_mask(index, 1)[0, :-1].tolist() if isinstance(samples, CountsLoss) else None,
             )
         )
     return found
@@ -93,13 +96,14 @@ def to_json(views: Sequence[SampleView], position: int | None = None) -> str:
 def to_text(view: SampleView, position: int | None = None) -> "Text":
     """The sample as marked text: documents, then the tokens, separators underlined on blue and sinks on magenta.
 
-    With a ``position``, once for each pattern with what that position does not see dimmed.
+    Where the loss does not count all of them, those that it counts are green. With a ``position``, once for each
+    pattern with what that position does not see dimmed.
     """
     from rich.text import Text
 
     text = Text(f"sample {view.sample}\n", style="bold")
-    for span in view.spans:
-        text.append(f"  {span}: {span.tokens} tokens\n", style="cyan")
+    for origin in view.origins:
+        text.append(f"  {origin}: {origin.tokens} tokens\n", style="cyan")
     for number, layer in enumerate(view.layers):
         if position is None and number:
             break
@@ -120,6 +124,8 @@ def _append_tokens(text: "Text", view: SampleView, layer: LayerView, position: i
     for column, (token, i) in enumerate(zip(view.tokens, view.ids, strict=True)):
         separator, landmark = i in view.separators, any(other.landmark[column] for other in view.layers)
         style = "underline on blue" if separator else "on magenta" if landmark else ""
+        if view.learnt is not None and view.learnt[column]:
+            style = f"green {style}".strip()
         if column == position:
             style = "reverse bold"
         elif column not in sees:
@@ -141,10 +147,6 @@ def _layers(rules: "LayerRules", ids: list[int]) -> list[LayerView]:
 
 
 def _as_dict(view: SampleView, position: int | None) -> dict[str, Any]:
-    documents = [
-        {"index": str(s.shard.index_path), "document": s.document, "offset": s.offset, "tokens": s.tokens}
-        for s in view.spans
-    ]
     layers: list[dict[str, Any]] = [
         {"layers": layer.layers, "landmark": layer.landmark, "visible": layer.visible} for layer in view.layers
     ]
@@ -153,10 +155,11 @@ def _as_dict(view: SampleView, position: int | None) -> dict[str, Any]:
             value["sees"] = {"position": position, "tokens": layer.sees(position)}
     return {
         "sample": view.sample,
-        "documents": documents,
+        "documents": [origin.record() for origin in view.origins],
         "ids": view.ids,
         "tokens": view.tokens,
         "separators": [i for i, token in enumerate(view.ids) if token in view.separators],
+        "learnt": None if view.learnt is None else [i for i, learnt in enumerate(view.learnt) if learnt],
         "layers": layers,
     }
 

@@ -33,6 +33,8 @@ class RMSNorm(torch.nn.RMSNorm):
         _mark_replicated(self, config)
 
 
+_COMPILATIONS = 64
+"""The most of one layer: each window of an annealing has its own, in training and in validation."""
 NORMS: Mapping[str, type[torch.nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
@@ -66,7 +68,7 @@ class NeoXLayer(TransformerLayer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.recompute = recompute
         residual = self._parallel_residual if parallel_residual else self._sequential_residual
-        self.residual: Callable[..., Tensor] = torch.compile(residual, dynamic=False) if compiled else residual
+        self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
@@ -93,6 +95,13 @@ class NeoXLayer(TransformerLayer):  # type: ignore[misc]
     def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
         add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
         return add(output_with_bias, x, self.hidden_dropout)  # type: ignore[no-any-return]
+
+
+def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """All layers share their compilations; after torch's own limit of 8 they would go on uncompiled."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _COMPILATIONS)
+    return torch.compile(residual, dynamic=False)
 
 
 def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:

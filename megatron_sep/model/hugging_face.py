@@ -116,7 +116,7 @@ def _only(values: Mapping[str, Any], key: str, known: Any, none_too: bool = Fals
 
 def make_config(model: ModelConfig, vocab_size: int, sep: Json, dtype: str, eod_id: int | None) -> Json:
     """config.json of an export, which transformers reads as GPTNeoX or Llama and, with its own code, as SepLLM."""
-    llama = model.activation == "swiglu"
+    llama = model.gated_mlp
     architecture = "LlamaForCausalLM" if llama else "GPTNeoXForCausalLM"
     shared = {theirs: getattr(model, ours) for ours, theirs in _SHARED.items()}
     shared |= {"intermediate_size": model.mlp_size, "vocab_size": vocab_size}

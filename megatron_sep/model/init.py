@@ -58,7 +58,7 @@ def local_part(name: str, whole: Tensor, parameter: nn.Parameter, config: ModelC
     if ranks == 1:
         return whole
     rank, axis = parallel_state.get_tensor_model_parallel_rank(), parameter.partition_dim  # type: ignore[attr-defined]
-    gated = config.activation == "swiglu" and ".linear_fc1." in name
+    gated = config.gated_mlp and ".linear_fc1." in name
     halves = whole.chunk(2) if gated else (whole,)
     return torch.cat([half.chunk(ranks, axis)[rank] for half in halves], axis)
 

@@ -47,7 +47,7 @@ class ModelSize:
 
     @property
     def _fc1_rows(self) -> int:
-        return self.config.mlp_size * (2 if self.config.activation == "swiglu" else 1)
+        return self.config.mlp_size * (2 if self.config.gated_mlp else 1)
 
     @property
     def embedding_parameters(self) -> int:

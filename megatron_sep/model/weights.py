@@ -112,7 +112,7 @@ FAMILIES = {family.model_type: family for family in (GPT_NEOX, LLAMA)}
 
 def family_of(config: ModelConfig) -> Family:
     """The architecture that can hold a model's weights."""
-    return LLAMA if config.activation == "swiglu" else GPT_NEOX
+    return LLAMA if config.gated_mlp else GPT_NEOX
 
 
 def groups(config: ModelConfig) -> Iterator[tuple[Link, ...]]:
@@ -164,7 +164,7 @@ def weight_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, 
     """The shape of every weight of the whole model, under our names."""
     h, ffn, size = config.hidden_size, config.mlp_size, config.head_size
     qkv = (config.num_attention_heads + 2 * config.key_value_heads) * size
-    fc1 = 2 * ffn if config.activation == "swiglu" else ffn
+    fc1 = 2 * ffn if config.gated_mlp else ffn
     matrices = {
         "word_embeddings": (vocab_size, h),
         "output_layer": (vocab_size, h),

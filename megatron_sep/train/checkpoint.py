@@ -184,7 +184,7 @@ def finish(partial: Path, final: Path, description: Tree) -> None:
 
 
 def _not_written(final: Path, error: BaseException) -> CheckpointError:
-    cause = next(_os_errors(error), str(error).strip().splitlines()[-1])
+    cause = next(_os_errors(error), (str(error).strip() or repr(error)).splitlines()[-1])
     free = shutil.disk_usage(final.parent).free / 1e9
     return CheckpointError(
         f"{final}: could not be written ({cause}; {free:.1f} GB free on that disk); the checkpoints before it are "

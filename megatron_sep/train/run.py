@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +10,9 @@ from megatron.core import parallel_state
 from megatron_sep.attention.annealing import Annealing
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import RunConfig, TrainConfig
-from megatron_sep.data.batches import Samples, Split
-from megatron_sep.data.instruct import CountsLoss, instructions_of
-from megatron_sep.data.open import open_samples
+from megatron_sep.data.batches import Samples
+from megatron_sep.data.instruct import CountsLoss
+from megatron_sep.data.open import open_data
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.model.size import ModelSize, padded_vocab_size
@@ -120,17 +119,12 @@ def open_inputs(config: RunConfig) -> Inputs:
     vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
     rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
     counts, size = config.train, config.train.global_batch_size
-    take = partial(_samples, config, tokenizer)
-    train = take("train", counts.steps * size)
-    valid = take("valid", counts.eval_batches * size) if counts.eval_every else None
+    length = config.model.sequence_length
+    train = open_data(config.data, "train", length, tokenizer, counts.steps * size)
+    valid = None
+    if counts.eval_every:
+        valid = open_data(config.data, "valid", length, tokenizer, counts.eval_batches * size)
     return Inputs(tokenizer, vocab_size, rules, train, valid)
-
-
-def _samples(config: RunConfig, tokenizer: Tokenizer, split: Split, count: int) -> Samples:
-    data, length = config.data, config.model.sequence_length
-    if data.instructions is not None:
-        return instructions_of(data.instructions, split, length, tokenizer, data.seed, data.shuffle)
-    return open_samples(data, split, length, tokenizer.vocab_size, count)
 
 
 def build_run(config: RunConfig) -> Run:

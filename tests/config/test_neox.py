@@ -165,8 +165,15 @@ def test_variants_become_values(changes: dict[str, object], expected: dict[str, 
     ("lines", "message"),
     [
         ("'num-layer': 4", "num-layer: no key of GPT-NeoX or SepLLM; did you mean num_layers"),
-        ("'pos-emb': 'alibi'", "pos_emb='alibi' is refused: positions are rotary"),
-        ("'USE_BiPE': True", "use_bipe=True is refused: bilevel positions"),
+        (
+            "'pos-emb': 'alibi'",
+            "bad.yml: 1 mistake(s)\n  pos_emb='alibi' is refused: positions are rotary, and weights trained with "
+            "others cannot be converted; pos_emb='rotary' is taken",
+        ),
+        (
+            "'USE_BiPE': True",
+            "use_bipe=True is refused: bilevel positions are not part of this program; use_bipe=False",
+        ),
         ("'zero_optimization': {'stage': 3}", "zero_optimization.stage=3 is refused"),
         ("'optimizer': {'type': 'sm3'}", "optimizer.type='sm3': AdamW is the only optimizer"),
         ("'merge-file': 'merges.txt'", "merge_file='merges.txt': byte-pair merges"),
@@ -188,6 +195,16 @@ def test_what_cannot_be_taken_over_is_refused_by_name(lines: str, message: str, 
     with pytest.raises(ConfigError) as raised:
         load_config(tmp_path / "bad.yml")
     assert message in str(raised.value)
+
+
+def test_a_refused_key_is_named_with_its_file(files: Path) -> None:
+    """Of several files, the error names for each key the one that it stands in."""
+    (files / "bipe.yml").write_text("{'use-BiPE': true, 'num-layer': 4}")
+    with pytest.raises(ConfigError) as raised:
+        load_config(files / "pythia.yml", [str(files / "bipe.yml")])
+    first, *lines = str(raised.value).splitlines()
+    assert first == f"{files / 'pythia.yml'}, {files / 'bipe.yml'}: 2 mistake(s)"
+    assert all(line.endswith(f"(in {files / 'bipe.yml'})") for line in lines)
 
 
 def test_two_files_that_disagree_are_refused(files: Path) -> None:

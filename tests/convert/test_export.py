@@ -14,8 +14,10 @@ from support.models import trained_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_sep.config import RunConfig
+from megatron_sep.convert.check import differences
 from megatron_sep.convert.run import convert
 from megatron_sep.model.hugging_face import read_config
+from megatron_sep.train.start import open_source
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -102,3 +104,24 @@ def test_the_rule_that_is_shipped_is_the_rule(exported: tuple[RunConfig, Path]) 
     from megatron_sep.attention import pattern
 
     assert (exported[1] / "sep_pattern.py").read_bytes() == Path(pattern.__file__).read_bytes()
+
+
+def test_check_compares_the_pattern_too(exported: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    """Out and in again both differences are under 1e-5; with another window in config.json, that of the pattern is not.
+
+    The sources are a run's dir with H and kept-apart documents, and its export.
+    """
+    config, folder = exported
+    found = [differences(open_source(config.dir), folder)]
+    convert(folder, tmp_path / "again")
+    found.append(differences(open_source(folder), tmp_path / "again"))
+    for each in found:
+        assert each.full < 1e-5
+        assert each.sep < 1e-5
+        assert str(each).endswith(f"with full attention {each.full:.3g}; under the attention pattern {each.sep:.3g}")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["sep_attention"]["window"] += 1
+    (folder / "config.json").write_text(json.dumps(settings))
+    other = differences(open_source(config.dir), folder)
+    assert other.full == found[0].full
+    assert other.sep > 1e-4

@@ -9,9 +9,11 @@ import torch
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AttentionConfig, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from megatron_sep.data.batches import DataError
+from megatron_sep.data.instruct import CountsLoss
 from megatron_sep.data.shards import write_shards
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.data.view import to_json, to_text, view_step
+from megatron_sep.train.run import open_inputs
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def test_steps_count_from_one_and_rows_from_zero(run: tuple[RunConfig, LayerRule
     config, rules = run
     views = [view for step in (1, 2) for view in view_step(config, rules, step, [0, 1])]
     assert [view.sample for view in views] == [0, 1, 2, 3]
-    assert all(sum(span.tokens for span in view.spans) == 16 for view in views)
-    assert (views[0].spans[0].document, views[0].spans[0].offset) == (0, 0)
+    assert all(sum(origin.tokens for origin in view.origins) == 16 for view in views)
+    assert (views[0].origins[0].document, views[0].origins[0].offset) == (0, 0)
     for step, row in ((0, 0), (5, 0), (1, 2)):
         with pytest.raises(DataError, match="steps 1 to 4 of rows 0 to 1"):
             view_step(config, rules, step, [row])
@@ -70,3 +72,27 @@ def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, LayerRules]) -
     for position in (-1, 16):
         with pytest.raises(DataError, match="positions 0 to 15"):
             to_text(view, position)
+
+
+def test_instructions_show_their_lines_and_what_the_loss_counts(run: tuple[RunConfig, LayerRules]) -> None:
+    """The samples are those that training takes; each example's line is named, and the responses alone are learnt."""
+    config, rules = run
+    path = config.dir / "examples.jsonl"
+    examples = [{"prompt": f"Is it {i}?", "response": f"Yes, {i}."} for i in range(6)]
+    path.write_text("\n".join(json.dumps(example) for example in examples))
+    tree = config.model_dump() | {"data": {"instructions": {"path": path, "valid": 0.2}}}
+    tree["model"]["sequence_length"], tree["attention"]["document_boundaries"] = 48, True
+    config = RunConfig.model_validate(tree)
+    trained = open_inputs(config).train
+    assert isinstance(trained, CountsLoss)
+    views = view_step(config, rules, 2, [0, 1])
+    lines = [origin.record()["line"] for view in views for origin in view.origins]
+    assert lines
+    assert {str(origin) for view in views for origin in view.origins} == {f"{path}, line {line}" for line in lines}
+    for index, (view, value) in enumerate(zip(views, json.loads(to_json(views)), strict=True), 2):
+        assert view.ids == trained.sample(index)[:-1].tolist()
+        assert view.learnt == trained.loss_mask(index, 1)[0, :-1].tolist()
+        told = "".join(view.tokens[i] for i in value["learnt"])
+        assert told.split("<|endoftext|>")[:-1] == [examples[o.record()["line"] - 1]["response"] for o in view.origins]
+        text = to_text(view)
+        assert sum("green" in str(span.style) for span in text.spans) == len(value["learnt"])

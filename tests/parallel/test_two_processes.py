@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
+from megatron_sep.convert.run import convert
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.metrics import read_jsonl
 
@@ -22,6 +23,9 @@ LAYOUTS = {
     "pipeline": ["parallel.pipeline=2"],
     "pipeline-recompute": ["parallel.pipeline=2", "train.recompute=true"],
 }
+SOURCES = ("one", "export")
+"""Weights of `one`: its own checkpoint, and what `convert` makes of it for transformers."""
+STARTS = {f"{layout} from {source}": (layout, source) for layout in ("tensor", "pipeline") for source in SOURCES}
 SECTIONS = {
     "model": {"num_layers": 4, "num_attention_heads": 4},
     "attention": {"full_layers": [0, -1], "document_boundaries": True},
@@ -36,11 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
-    """A directory with a trained run of each layout, and of one process ("one"); made once for the module."""
+    """A directory with a run of each layout and of one process ("one"), and of each start; made once for the module."""
     if not (folder / "run.yaml").exists():
         (folder / "run.yaml").write_text(to_yaml(tiny(**SECTIONS)))
         train_here(folder, "one")
-        words = [word for name, overrides in LAYOUTS.items() for word in ("--", name, *overrides)]
+        convert(folder / "one", folder / "export")
+        for source in SOURCES:
+            train_here(folder, f"one from {source}", *start(folder, source))
+        starts = {name: [*LAYOUTS[layout], *start(folder, source)] for name, (layout, source) in STARTS.items()}
+        words = [word for name, overrides in (LAYOUTS | starts).items() for word in ("--", name, *overrides)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
         script = str(Path(__file__).with_name("two_processes.py"))
         subprocess.run(
@@ -50,6 +58,11 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     return folder
+
+
+def start(folder: Path, source: str) -> list[str]:
+    """Overrides of two steps from a source's weights; SepLLM's window is half of what they were trained with."""
+    return [f"checkpoint.init_from={folder / source}", "checkpoint.init_step=4", "train.steps=6", "attention.window=4"]
 
 
 def train_here(folder: Path, name: str, *overrides: str) -> None:
@@ -100,6 +113,16 @@ def test_one_process_goes_on_where_two_stopped(runs: Path, layout: str, capfd: p
     one, two = (read_jsonl(runs / name / "metrics.jsonl")[-2] for name in ("one", layout))
     assert one["step"] == two["step"] == 6
     assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_foreign_weights_start_two_processes_as_one(runs: Path, name: str) -> None:
+    """Weights given to two processes: validation before the first step, each loss and gradient norm within 1e-5."""
+    one, two = (read_jsonl(runs / run / "metrics.jsonl") for run in (f"one from {STARTS[name][1]}", name))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [4, 5, 6, 6]
+    for expected, found in zip(one, two, strict=True):
+        for key in expected.keys() & {"train/loss", "valid/loss", "train/grad_norm", "attention/visible"}:
+            assert found[key] == pytest.approx(expected[key], rel=1e-5), (expected["step"], key)
 
 
 def test_a_layout_that_does_not_fit_names_the_way_out(tiny: Callable[..., RunConfig]) -> None:

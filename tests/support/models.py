@@ -54,7 +54,7 @@ MODELS = {
 def hugging_face(config: ModelConfig) -> Any:
     """The same architecture in transformers, with random weights of standard deviation 0.1."""
     torch.manual_seed(0)
-    build = _llama if config.activation == "swiglu" else _neox
+    build = _llama if config.gated_mlp else _neox
     model = build(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -124,7 +124,7 @@ def ours(theirs: Any, config: ModelConfig, parallel: ParallelConfig | None = Non
 
 def on_disk(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """transformers 5 renames GPTNeoX's head when it loads a checkpoint."""
-    head = "lm_head.weight" if config.activation == "swiglu" else "embed_out.weight"
+    head = "lm_head.weight" if config.gated_mlp else "embed_out.weight"
     return {(head if name == "lm_head.weight" else name): weight for name, weight in weights.items()}
 
 

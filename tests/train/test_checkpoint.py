@@ -86,6 +86,18 @@ def test_a_full_disk_leaves_the_old_checkpoints_good(trained: Run, full_disk: No
     assert sorted(trained.checkpoints.dir.iterdir()) == before
 
 
+def test_a_save_that_fails_without_a_word_is_named_by_its_kind(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """megatron-core's writer processes end in an EOFError that has no text."""
+    from megatron.core import dist_checkpointing
+
+    def end(*_: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(dist_checkpointing, "save", end)
+    with pytest.raises(CheckpointError, match=r"could not be written \(EOFError\(\); .* GB free"):
+        trained.save()
+
+
 def test_only_the_newest_are_kept(trained: Run) -> None:
     """keep=2: the third save drops the first."""
     trained.checkpoints.keep = 2

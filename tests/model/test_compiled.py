@@ -1,0 +1,51 @@
+"""Compiled layers stay compiled, and right, while the window of an annealing shrinks."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from megatron_sep.attention.annealing import Annealing
+from megatron_sep.attention.layers import layer_patterns
+from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.attention.rules import LayerRules
+from megatron_sep.config.schema import AnnealingConfig, ModelConfig, ParallelConfig
+from megatron_sep.parallel.groups import current_device
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+LENGTH = 64
+PATTERN = AttentionPattern(1, 2, (5, 9))
+RULES = LayerRules(layer_patterns(PATTERN, 2, (0,)), AttentionPattern(separator_ids=PATTERN.separator_ids), None)
+
+
+def test_every_window_of_an_annealing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a whole sequence to one token through the fused kernel: never torch's limit, never another loss or gradient.
+
+    Inductor's share is left out on a CPU: what is compiled anew is decided before it.
+    """
+    from megatron_sep.model.build import build_model
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, sequence_length=LENGTH)
+    build = partial(build_model, config, ParallelConfig(), vocab_size=64, precision="fp32", seed=1)
+    plain, compiled = build(backend="reference"), build(backend="triton", compiled=True)
+    ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(0)).to(current_device())
+    position = torch.arange(LENGTH, device=ids.device).expand_as(ids)
+    annealing = Annealing(RULES, AnnealingConfig(start=LENGTH, steps=6), 0)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for step in range(1, 8):
+            plans = annealing(step).plans(ids)
+            assert plans[1].window == LENGTH >> (step - 1)
+            losses = [model(ids, position, plans, labels=ids).mean() for model in (plain, compiled)]
+            torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+            for loss in losses:
+                loss.backward()
+        with torch.no_grad():
+            plans = RULES.plans(ids)
+            both = [model.eval()(ids, position, plans, labels=ids) for model in (plain, compiled)]
+            torch.testing.assert_close(both[1], both[0], atol=1e-5, rtol=1e-5)
+    for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=1e-4)

@@ -18,14 +18,19 @@ def as_transformers(source: OpenedSource, device: torch.device, dtype: torch.dty
 
     settings = make_config(source.config, source.vocab_size, export_rules(source), "float32", None)
     config = AutoConfig.for_model(**{k: v for k, v in settings.items() if k not in ("auto_map", "architectures")})
-    weights = {name: tensor for group in source for name, tensor in group.items()}
-    dtype = dtype or next(iter(weights.values())).dtype
+    dtype = dtype or next(tensor.dtype for group in source for tensor in group.values())
     with device:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    spelled = to_hugging_face(weights, source.config)
-    state = {("lm_head.weight" if name == "embed_out.weight" else name): weight for name, weight in spelled.items()}
+    fill(model, source)
+    return model.eval()
+
+
+def fill(model: Any, source: OpenedSource) -> None:
+    """Copy the weights of a source into a model of transformers, whatever its class calls its head."""
+    weights = to_hugging_face({name: tensor for group in source for name, tensor in group.items()}, source.config)
+    head = next(name for name in ("embed_out", "lm_head") if name in model._modules)
+    state = {(f"{head}.weight" if n in ("embed_out.weight", "lm_head.weight") else n): w for n, w in weights.items()}
     missing, strange = model.load_state_dict(state, strict=False)
-    wrong = [*(name for name in missing if name != "lm_head.weight" or not source.config.tie_embeddings), *strange]
+    wrong = [*(name for name in missing if name != f"{head}.weight" or not source.config.tie_embeddings), *strange]
     if wrong:
         raise RuntimeError(f"transformers names other weights: {wrong}")
-    return model.eval()

@@ -11,10 +11,11 @@ from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import ParallelConfig
+from megatron_sep.convert.as_transformers import fill
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.model.hugging_face import make_config
-from megatron_sep.model.weights import family_of, to_hugging_face
+from megatron_sep.model.weights import family_of
 from megatron_sep.parallel.groups import current_device
 from megatron_sep.train.start import OpenedSource, export_rules, load_weights, open_source
 
@@ -92,20 +93,9 @@ def _transformers_logits(source: OpenedSource, rules: dict[str, Any], ids: Tenso
     full = rules == _FULL
     kind: Any = getattr(transformers, architecture) if full else getattr(modeling_sep, f"Sep{architecture}")
     model = kind._from_config(config, attn_implementation="eager")
-    _fill(model, source)
+    fill(model, source)
     logits: Tensor = model.to(ids.device).eval()(ids, use_cache=False).logits
     return logits.float()
-
-
-def _fill(model: Any, source: OpenedSource) -> None:
-    """Load the weights of a source under the names that they have on disk, whatever a class calls its head."""
-    weights = to_hugging_face({name: tensor for group in source for name, tensor in group.items()}, source.config)
-    head = next(name for name in ("embed_out", "lm_head") if name in model._modules)
-    state = {(f"{head}.weight" if n in ("embed_out.weight", "lm_head.weight") else n): w for n, w in weights.items()}
-    missing, strange = model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
-    wrong = [*(name for name in missing if name != f"{head}.weight" or not source.config.tie_embeddings), *strange]
-    if wrong:
-        raise RuntimeError(f"transformers names other weights: {wrong}")
 
 
 def _ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:

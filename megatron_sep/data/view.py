@@ -148,7 +148,13 @@ def _layers(rules: "LayerRules", ids: list[int]) -> list[LayerView]:
 
 def _as_dict(view: SampleView, position: int | None) -> dict[str, Any]:
     layers: list[dict[str, Any]] = [
-        {"layers": layer.layers, "landmark": layer.landmark, "visible": layer.visible} for layer in view.layers
+        {
+            "layers": layer.layers,
+            "landmark": layer.landmark,
+            "visible": layer.visible,
+            "reach": layer.plan.reach_BT[0].tolist(),
+        }
+        for layer in view.layers
     ]
     for layer, value in zip(view.layers, layers, strict=True):
         if position is not None:

@@ -9,24 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
+from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.generate.cache import LayerRule, SepCache
-from megatron_sep.generate.falcon import SepFalconAttention, replace_attention
+from megatron_sep.generate.falcon import is_falcon, replace_attention
+from megatron_sep.generate.interface import NAME, AttachError, attention
 from megatron_sep.generate.rotary import Rotary
 
-NAME = "sep_cache"
-"""Of the attention in transformers' table."""
 _ROTATE_HALF = ("gpt_neox", "llama", "falcon")
 """Architectures whose rotary embedding the cache can compute itself."""
 _FIXED_FREQUENCIES = ("default", "linear", "llama3")
-
-
-class AttachError(ValueError):
-    """A model or a rule that does not go together with the cache."""
 
 
 @dataclass
@@ -120,35 +115,14 @@ def attach(
     return attachment
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' interface: q [B, H, T, D] and new k, v [B, K, T, D] to [B, T, H, D]."""
-    del attention_mask
-    strange = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
-    if strange:
-        raise AttachError(f"{type(module).__name__}: attention with {', '.join(strange)} is not known to the cache")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attachment: Any = module.sep_attachment
-    return attachment.cache.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
-
-
 def _first(rules: tuple[LayerRule, ...]) -> Any:
     return rules[0][0] if isinstance(rules[0], tuple) else rules[0]
 
 
 def _check_architecture(model: PreTrainedModel, config: Any) -> None:
     known = isinstance(getattr(model, "_supports_attention_backend", None), bool) and model._supports_attention_backend
-    falcon = any(isinstance(m, SepFalconAttention.__bases__[0]) for m in model.modules())
     name = f"{type(model).__name__} ({config.model_type})"
-    if config.is_encoder_decoder or not (known or falcon):
+    if config.is_encoder_decoder or not (known or is_falcon(model)):
         raise AttachError(
             f"{name}: its attention does not go through transformers' attention interface; known are "
             f"{', '.join(_ROTATE_HALF)} and decoders with _supports_attention_backend"
@@ -176,6 +150,4 @@ def _rotary(model: PreTrainedModel, config: Any) -> Rotary:
 
 def patterns(pattern: AttentionPattern, model: PreTrainedModel, full_layers: Sequence[int] = ()) -> list[LayerRule]:
     """``pattern`` in every layer of the model but ``full_layers``, which see everything (H, H/T)."""
-    from megatron_sep.attention.layers import layer_patterns
-
     return list(layer_patterns(pattern, model.config.get_text_config(decoder=True).num_hidden_layers, full_layers))

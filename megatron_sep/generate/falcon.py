@@ -6,6 +6,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
 
+from megatron_sep.generate.interface import attention
+
 
 class SepFalconAttention(FalconAttention):  # type: ignore[misc]
     """The weights of FalconAttention; its keys and values are kept once for each group of query heads."""
@@ -19,8 +21,6 @@ class SepFalconAttention(FalconAttention):  # type: ignore[misc]
         **_: Any,
     ) -> tuple[Tensor, None]:
         """[B, T, hidden] to the same."""
-        from megatron_sep.generate.attach import attention
-
         del alibi
         q, k, v = (t.transpose(1, 2) for t in self._split_heads(self.query_key_value(hidden_states)))
         if self.new_decoder_architecture:  # one key head was spread over its group
@@ -29,6 +29,11 @@ class SepFalconAttention(FalconAttention):  # type: ignore[misc]
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         out_BTHD, _weights = attention(self, q, k, v, attention_mask)
         return self.dense(out_BTHD.flatten(2)), None
+
+
+def is_falcon(model: PreTrainedModel) -> bool:
+    """Does the model have Falcon's attention?"""
+    return any(isinstance(module, FalconAttention) for module in model.modules())
 
 
 def replace_attention(model: PreTrainedModel, back: bool = False) -> None:

@@ -49,10 +49,13 @@ class Session:
         yield from (f"== {number}\n{text}\n" for number, text in enumerate(whole, 1))
 
     def cache_lines(self) -> str:
-        """What the cache of the last texts held."""
-        assert self.attachment.cache is not None
-        rule = self.attachment.rules[0]
-        return cache_lines(self.attachment.cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
+        """What the cache of the last texts held, and a word where they were longer than the model knows."""
+        cache, rule, trained = self.attachment.cache, self.attachment.rules[0], self.loaded.trained_length
+        assert cache is not None
+        lines = cache_lines(cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
+        if cache.seen > trained and getattr(rule, "positions", "text") == "text":
+            lines += f"\nlonger than the {trained:,} tokens of training: --streaming keeps positions inside the cache"
+        return lines
 
 
 def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str) -> Session:

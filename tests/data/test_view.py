@@ -64,6 +64,8 @@ def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, LayerRules]) -
     assert value["ids"] == view.ids
     assert [view.tokens[i] for i in value["separators"]] == [t for t in view.tokens if t in {",", ";", ".", ":"}]
     assert value["layers"][1]["sees"] == {"position": 15, "tokens": view.layers[1].sees(15)}
+    reach = value["layers"][1]["reach"]
+    assert [j for j in range(16) if j <= 15 < j + reach[j]] == view.layers[1].sees(15)
     text = to_text(view, 15)
     assert "layers 1-2: position 15 sees" in text.plain
     dimmed = {s.start for s in text.spans if "dim" in str(s.style)}

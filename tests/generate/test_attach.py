@@ -23,8 +23,9 @@ from transformers import (
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.generate.attach import AttachError, attach, patterns
+from megatron_sep.generate.attach import attach, patterns
 from megatron_sep.generate.cache import CacheError, head_rules
+from megatron_sep.generate.interface import AttachError
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 SEPARATORS = (1, 2, 3)

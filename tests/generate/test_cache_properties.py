@@ -86,13 +86,19 @@ def streaming(draw: st.DrawFn) -> StreamingPattern:
 
 @st.composite
 def rules(draw: st.DrawFn) -> list[LayerRule]:
-    """For two layers: masks, all alike or not, one for each key head, or a stream."""
+    """For two layers: masks, all alike or not, one for each key head, or streams, of sizes of their own too."""
     masks = st.tuples(patterns(), patterns())
     return draw(
         st.builds(list, masks)
         | st.builds(list, st.tuples(masks, patterns()))
         | st.builds(lambda rule: [rule, rule], streaming() | patterns())
+        | st.builds(_two_sizes, streaming(), streaming())
     )
+
+
+def _two_sizes(one: StreamingPattern, two: StreamingPattern) -> list[LayerRule]:
+    positions = "text" if one.positions == "frozen" else one.positions  # frozen ones would differ between the layers
+    return [replace(one, positions=positions), replace(two, positions=positions)]
 
 
 def new_cache(rule: list[LayerRule], slack: int = 1, document_end: int | None = None) -> SepCache:

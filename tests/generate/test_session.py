@@ -75,6 +75,10 @@ def test_streaming_and_another_pattern(run: RunConfig, tmp_path: Path) -> None:
     assert layers == 2
     assert sum(blocks.values()) < 20
     assert session.cache_lines().endswith("(a+s+w+c)/2 = 17.0")
+    assert "longer than" not in session.cache_lines()
+    long = open_session(run.dir, None, None, "cache")
+    greedy(long, ["alpha is not more than beta. " * 8], tokens=60)
+    assert "longer than the 64 tokens of training: --streaming" in long.cache_lines()
     pattern = tmp_path / "pattern.yaml"
     pattern.write_text("attention: {window: 3, sinks: 1}\n")
     narrow = open_session(run.dir, pattern, None, "cache")

@@ -245,7 +245,7 @@ class Slots:
         assert self._scripts is not None
         out_BHTD = torch.zeros_like(q_BHTD)
         q_RHTD, out_RHTD, *stores = (
-            t.reshape(len(t) * len(self.rules), -1, *t.shape[2:])
+            t.reshape(len(t) * len(self.rules), t.shape[1] // len(self.rules), *t.shape[2:])
             for t in (q_BHTD, out_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
         )
         for row, script in enumerate(self._scripts):

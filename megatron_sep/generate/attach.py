@@ -95,13 +95,14 @@ def attach(
     if len(rules) != layers:
         raise AttachError(f"{len(rules)} rules for a model of {layers} layers; pass one for each, or one alone")
     _check_architecture(model, config)
+    settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
+    settings["rotary"] = _rotary(model, config) if _first(rules).positions == "cache" else None
+    attachment = Attachment(model, rules, settings)
+    attachment.new_cache()  # raises before anything is changed
     former: Any = getattr(model, "sep_attachment", None)
     if former is not None:
         former.detach()
-    settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
-    settings["rotary"] = _rotary(model, config) if _first(rules).positions == "cache" else None
-    attachment = Attachment(model, rules, settings, _former=model.config._attn_implementation)
-    attachment.new_cache()  # raises before anything is changed
+    attachment._former = model.config._attn_implementation
     AttentionInterface.register(NAME, attention)
     replace_attention(model)
     model.config._attn_implementation = NAME

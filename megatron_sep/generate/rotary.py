@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_sep.kernels.sep_decode.reference import rotate
+
 
 @dataclass
 class Rotary:
@@ -23,12 +25,9 @@ class Rotary:
 
     def rotate(self, x_HTD: Tensor, first: int) -> Tensor:
         """Heads [H, T, D] rotated by the positions first .. first + T - 1; dimensions beyond N stay as they are."""
-        length = x_HTD.shape[1]
-        cos_TN, sin_TN = (table[first : first + length] for table in self.tables(first + length))
-        half = cos_TN.shape[1]
-        a, b = x_HTD[..., :half], x_HTD[..., half : 2 * half]
-        turned = (a * cos_TN - b * sin_TN, b * cos_TN + a * sin_TN)
-        return torch.cat([*(part.to(x_HTD.dtype) for part in turned), x_HTD[..., 2 * half :]], dim=-1)
+        last = first + x_HTD.shape[1]
+        cos_TN, sin_TN = (table[first:last] for table in self.tables(last))
+        return rotate(x_HTD, cos_TN, sin_TN).to(x_HTD.dtype)
 
     def angles(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """cos and sin of one position, [N / 2], and of those up to it, [index + 1, N / 2]."""

@@ -11,6 +11,10 @@ from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder
 
 
+class SamplingError(ValueError):
+    """Sampling settings out of range."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn. temperature 0: the likeliest."""
@@ -25,7 +29,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ValueError(f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1")
+            raise SamplingError(
+                f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1"
+            )
 
 
 @dataclass

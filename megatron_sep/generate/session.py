@@ -69,7 +69,10 @@ def open_session(path: Path, attention: Path | None, streaming: str | None, posi
     if streaming is None:
         return Session(loaded, attach(loaded.model, list(rules.patterns), document_end=rules.document_end))
     ids = rules.separators.separator_ids or loaded.rules(_default_separators()).separators.separator_ids
-    rule = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
+    try:
+        rule = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise SessionError(f"--streaming {streaming}: {error}") from error
     return Session(loaded, attach(loaded.model, rule, document_end=rules.document_end))
 
 
@@ -81,12 +84,15 @@ def _attention(path: Path) -> AttentionConfig:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict) or not isinstance(tree.get("attention"), dict):
         raise SessionError(f"{path}: has no section `attention`; configs/attention/ has examples")
-    return AttentionConfig.model_validate(tree["attention"])
+    try:
+        return AttentionConfig.model_validate(tree["attention"])
+    except ValueError as error:
+        raise SessionError(f"{path}: {error}") from error
 
 
 def _sizes(text: str) -> tuple[int, int, int, int]:
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        raise SessionError(f"--streaming {text}: pass four numbers a,s,w,c: sinks, separators, window, capacity")
+        raise ValueError("pass four numbers a,s,w,c: sinks, separators, window, capacity")
     a, s, w, c = (int(part) for part in parts)
     return a, s, w, c

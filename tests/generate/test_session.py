@@ -13,7 +13,7 @@ from megatron_sep.config import RunConfig
 from megatron_sep.convert.run import convert
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.load import load
-from megatron_sep.generate.sampler import Sampling
+from megatron_sep.generate.sampler import Sampling, SamplingError
 from megatron_sep.generate.session import SessionError, open_session
 from megatron_sep.train.start import StartError
 
@@ -108,6 +108,15 @@ def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
         open_session(run.dir, None, None, "cache").prompts([], None)
     with pytest.raises(SessionError, match="--streaming 4,64: pass four numbers"):
         open_session(run.dir, None, "4,64", "cache")
+    with pytest.raises(
+        SessionError, match=r"--streaming 4,64,256,300: .* must be less than capacity = 300.*pass capacity"
+    ):
+        open_session(run.dir, None, "4,64,256,300", "cache")
+    with pytest.raises(SamplingError, match="temperature and top_k must not be negative"):
+        Sampling(temperature=-1)
+    (tmp_path / "wrong.yaml").write_text("attention: {window: 0}\n")
+    with pytest.raises(SessionError, match=r"(?s)wrong\.yaml: .*window"):
+        open_session(run.dir, tmp_path / "wrong.yaml", None, "cache")
     (tmp_path / "empty.yaml").write_text("model: {}\n")
     with pytest.raises(SessionError, match="has no section `attention`"):
         open_session(run.dir, tmp_path / "empty.yaml", None, "cache")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_sep.errors import SepError
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 pile = typer.Typer(no_args_is_help=True, help="The Pile as it is published: check, join or cut its parts.")
@@ -24,11 +26,11 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     run_config = load_config(config, overrides or ())
     from megatron_sep.parallel.groups import process_groups
 
-    with process_groups(run_config.parallel, run_config.train.seed):
+    with process_groups(run_config.parallel, run_config.train.seed) as topology:
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
 
-        train_loop(build_run(run_config))
+        train_loop(build_run(run_config, topology))
 
 
 @app.command()
@@ -50,8 +52,8 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     from megatron_sep.config.prepare import PrepareConfig
 
     prepare_config = load(PrepareConfig, config, overrides or ())
-    from megatron_sep.data.prepare import prepare as make
-    from megatron_sep.data.receipt import summary
+    from megatron_sep.prepare.prepare import prepare as make
+    from megatron_sep.prepare.receipt import summary
 
     typer.echo(summary(prepare_config.output, make(prepare_config)))
 
@@ -69,13 +71,9 @@ def batch(
     from megatron_sep.config import load_config
 
     run_config = load_config(config, overrides or ())
-    from megatron_sep.attention.rules import LayerRules
-    from megatron_sep.data.tokenizer import load_tokenizer
-    from megatron_sep.data.view import to_json, to_text, view_step
+    from megatron_sep.report.batch import to_json, to_text, view_step
 
-    tokenizer = load_tokenizer(run_config.tokenizer.path, run_config.tokenizer.eod)
-    rules = LayerRules.of(run_config.attention, run_config.model.num_layers, tokenizer)
-    views = view_step(run_config, rules, step, rows or [0])
+    views = view_step(run_config, step, rows or [0])
     if as_json:
         typer.echo(to_json(views, position))
         return
@@ -127,18 +125,18 @@ def convert(
     check: Annotated[bool, typer.Option("--check", help="compare the logits of both on the same text")] = False,
 ) -> None:
     """Convert weights: Hugging Face's GPTNeoX and Llama and GPT-NeoX's layers to a checkpoint of ours, and back."""
-    from megatron_sep.config.schema import ParallelConfig
-    from megatron_sep.parallel.groups import process_groups
+    from megatron_sep.convert.convert import convert as make
 
-    with process_groups(ParallelConfig(), 0):
-        from megatron_sep.convert.run import convert as make
+    source = make(src, dst, config)
+    typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
+    if check:
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
 
-        source = make(src, dst, config)
-        typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
-        if check:
+        with process_groups(ParallelConfig()) as topology:
             from megatron_sep.convert.check import differences
 
-            typer.echo(str(differences(source, dst)))
+            typer.echo(str(differences(source, dst, topology)))
 
 
 @app.command()
@@ -169,19 +167,15 @@ def generate(
     seed: int = 0,
 ) -> None:
     """Continue texts with a model whose cache keeps only what its pattern sees."""
-    from megatron_sep.config.schema import ParallelConfig
-    from megatron_sep.parallel.groups import process_groups
+    from megatron_sep.generate.sampler import Sampling
+    from megatron_sep.generate.session import open_session
 
-    with process_groups(ParallelConfig(), seed):
-        from megatron_sep.generate.sampler import Sampling
-        from megatron_sep.generate.session import open_session
-
-        sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
-        session = open_session(checkpoint, attention, streaming, positions)
-        for text in session.shown(session.prompts(prompt or (), prompts), sampling):
-            typer.echo(text, nl=False)
-            sys.stdout.flush()
-        typer.echo(session.cache_lines(), err=True)
+    sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+    session = open_session(checkpoint, attention, streaming, positions)
+    for text in session.shown(session.prompts(prompt or (), prompts), sampling):
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+    typer.echo(session.cache_lines(), err=True)
 
 
 @app.command()
@@ -212,10 +206,9 @@ def mask(
 
 
 def main() -> None:
-    """Run a verb; a mistake of the user's is one message and exit code 2, anything else a traceback."""
+    """Run a verb: a mistake of the user's is one message and exit code 2, a failure of the run one and exit code 1."""
     try:
         app()
-    except Exception as error:
-        if type(error).__module__.startswith("megatron_sep."):
-            sys.exit(f"error: {error}")
-        raise
+    except SepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

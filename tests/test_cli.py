@@ -42,11 +42,11 @@ def test_show_prints_config_parameters_and_patterns(tiny: Callable[..., RunConfi
 
 
 def test_a_users_mistake_is_a_message_and_not_a_traceback(tmp_path: Path) -> None:
-    """Exit code 1, the mistake and the way out, within two seconds and without loading torch."""
+    """Exit code 2, the mistake and the way out, within two seconds and without loading torch."""
     path = tmp_path / "run.yaml"
     path.write_text("dir: x\ntokenizer: {path: t}\ndata: {path: d}\nmodel: {num_layer: 2}\n")
     failed = call("train", str(path))
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "did you mean model.num_layers?" in failed.stderr
     assert "Traceback" not in failed.stderr
 

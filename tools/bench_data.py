@@ -25,14 +25,14 @@ import numpy as np
 
 from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, TextSourceConfig
 from megatron_sep.config.schema import TokenizerConfig
-from megatron_sep.data.batches import Batches
-from megatron_sep.data.dedup import near_duplicates, signatures
-from megatron_sep.data.prepare import prepare
-from megatron_sep.data.readings import expand
+from megatron_sep.data.samples import Batches
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
-from megatron_sep.data.shingles import runs
-from megatron_sep.data.text import Limits, read_documents
 from megatron_sep.data.tokenizer import cut_after_newlines
+from megatron_sep.prepare.dedup import near_duplicates, signatures
+from megatron_sep.prepare.prepare import prepare
+from megatron_sep.prepare.readings import expand
+from megatron_sep.prepare.shingles import runs
+from megatron_sep.prepare.text import Limits, read_documents
 
 SKIP = Limits(on_bad="skip")
 CORES = len(os.sched_getaffinity(0))
@@ -117,7 +117,7 @@ def encode_line(line: bytes) -> list[int]:
 
 def line_by_line(corpus: str, tokenizer: str, output: Path) -> None:
     """Megatron-style preprocessing: a process pool over lines, one document at a time, one writer."""
-    from megatron_sep.data.text import open_text
+    from megatron_sep.prepare.text import open_text
 
     os.environ |= {"BENCH_TOKENIZER": tokenizer, "TOKENIZERS_PARALLELISM": "false"}
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:

@@ -20,8 +20,9 @@ import torch
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config.schema import LossScaleConfig, ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_sep.model.size import ModelSize
-from megatron_sep.parallel.groups import current_device, process_groups
+from megatron_sep.config.size import ModelSize
+from megatron_sep.parallel.groups import process_groups
+from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.metrics import peak_flops
 
 VOCAB = 50304
@@ -30,8 +31,8 @@ SEPARATORS = tuple(range(9))
 
 def main() -> None:
     options = parse()
-    with process_groups(ParallelConfig(), seed=1):
-        rows = [row for shape in options.shape for row in compare(shape, options)]
+    with process_groups(ParallelConfig(), seed=1) as topology:
+        rows = [row for shape in options.shape for row in compare(shape, options, topology)]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     header = f"{device}, torch {torch.__version__}, bf16, {options.layers} layers of {options.width}"
     print(header)
@@ -59,12 +60,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(shape: str, options: argparse.Namespace, topology: Topology) -> list[dict[str, Any]]:
     """Full attention, then SepLLM in every layer, on the same data."""
     batch, length = (int(n) for n in shape.split("x"))
     patterns = {"full": AttentionPattern(), "sep": AttentionPattern(options.window, 4, SEPARATORS)}
     rows = [
-        {"shape": shape, "attention": name, **measure(batch, length, pattern, options)}
+        {"shape": shape, "attention": name, **measure(batch, length, pattern, options, topology)}
         for name, pattern in patterns.items()
     ]
     for row in rows:
@@ -72,10 +73,12 @@ def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(batch: int, length: int, pattern: AttentionPattern, options: argparse.Namespace) -> dict[str, float]:
+def measure(
+    batch: int, length: int, pattern: AttentionPattern, options: argparse.Namespace, topology: Topology
+) -> dict[str, float]:
     from megatron_sep.attention.rules import LayerRules
     from megatron_sep.model.build import build_model
-    from megatron_sep.train.engine import MegatronEngine
+    from megatron_sep.train.megatron_engine import MegatronEngine
     from megatron_sep.train.microbatch import Microbatch
 
     config = ModelConfig(
@@ -85,10 +88,11 @@ def measure(batch: int, length: int, pattern: AttentionPattern, options: argpars
         sequence_length=length,
     )
     model = build_model(
-        config, ParallelConfig(), vocab_size=VOCAB, precision="bf16", seed=1, compiled=torch.cuda.is_available()
+        config, topology, vocab_size=VOCAB, precision="bf16", seed=1, compiled=torch.cuda.is_available()
     )
     engine = MegatronEngine(
         model,
+        topology,
         OptimizerConfig(),
         precision="bf16",
         loss_scale=LossScaleConfig(),
@@ -97,10 +101,10 @@ def measure(batch: int, length: int, pattern: AttentionPattern, options: argpars
     )
     rules = LayerRules(layer_patterns(pattern, config.num_layers), AttentionPattern(), None)
     rows = random_rows(batch, length, options.density)
-    pairs = float(Microbatch.of(rows, rules, current_device()).visible_pairs())
+    pairs = float(Microbatch.of(rows, rules, topology.device).visible_pairs())
 
     def step() -> None:
-        engine.forward_backward([Microbatch.of(rows, rules, current_device())], 1)
+        engine.forward_backward([Microbatch.of(rows, rules, topology.device)], 1)
         engine.step(1e-4)
 
     seconds = statistics.median(timed(step, options.steps))

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.config.schema import AttentionConfig, ParallelConfig
+from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.evaluate.perplexity import Score, score
 from megatron_sep.generate.cache import head_rules
 from megatron_sep.generate.load import load
 from megatron_sep.generate.policies import H2O, SnapKV, pyramid_kv
-from megatron_sep.parallel.groups import current_device, process_groups
+from megatron_sep.parallel.device import current_device
 
 Rule = Any
 Family = Callable[[int], Rule]
@@ -138,8 +138,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with process_groups(ParallelConfig(), 0):
-        results = [compare(path, options) for path in options.checkpoints]
+    results = [compare(path, options) for path in options.checkpoints]
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_sep.data.prepare import tokenize_files
 from megatron_sep.data.tokenizer import train_tokenizer
+from megatron_sep.prepare.prepare import tokenize_files
 
 VOCAB_SIZE = 2048
 SOURCE_BYTES = 300_000

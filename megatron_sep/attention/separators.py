@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from megatron_sep.errors import UserError
+
 PAPER_SEPARATORS = (".", ",", "?", "!", ";", ":", " ", "\t", "\n")
 """The nine characters of arXiv 2412.12094, section 4.1."""
 
 
-class SeparatorError(ValueError):
+class SeparatorError(UserError):
     """A separator that the tokenizer cannot name with one token."""
 
 

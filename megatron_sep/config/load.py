@@ -16,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 from megatron_sep.config.neox import fate, is_neox, spell, translate
 from megatron_sep.config.neox_parts import NeoxError
 from megatron_sep.config.schema import RunConfig
+from megatron_sep.errors import UserError
 
 Tree = dict[str, Any]
 Config = TypeVar("Config", bound=BaseModel)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Every mistake of a configuration, one a line."""
 
 

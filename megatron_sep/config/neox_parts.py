@@ -4,13 +4,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_sep.errors import UserError
+
 Tree = dict[str, Any]
 
 PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
 """The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
 
 
-class NeoxError(ValueError):
+class NeoxError(UserError):
     """Keys of a GPT-NeoX file that cannot be taken over; one a line."""
 
 

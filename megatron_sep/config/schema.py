@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from megatron_sep.config.engines import ENGINES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -263,6 +265,8 @@ class TrainConfig(Section):
     """Sequences of one optimizer step, over all ranks."""
     micro_batch_size: PositiveInt = 16
     """Sequences of one forward pass of one rank."""
+    engine: str = "megatron"
+    """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: NonNegativeInt = 1234
@@ -276,6 +280,13 @@ class TrainConfig(Section):
     """Global batches of one validation."""
     max_skipped_steps: PositiveInt = 50
     """Stop after so many steps in a row with a gradient that is not finite."""
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, engine: str) -> str:
+        if engine not in ENGINES:
+            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
+        return engine
 
 
 class ParallelConfig(Section):

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from megatron_sep.model.hugging_face import make_config
-from megatron_sep.model.weights import to_hugging_face
-from megatron_sep.train.start import OpenedSource, export_rules
+from megatron_sep.weights.export import export_rules
+from megatron_sep.weights.hugging_face import make_config
+from megatron_sep.weights.names import to_hugging_face
+from megatron_sep.weights.open_source import OpenedSource
 
 
 def as_transformers(source: OpenedSource, device: torch.device, dtype: torch.dtype | None = None) -> Any:

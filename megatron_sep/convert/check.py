@@ -10,14 +10,15 @@ from torch import Tensor
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
-from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.convert.as_transformers import fill
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.model.build import build_model
-from megatron_sep.model.hugging_face import make_config
-from megatron_sep.model.weights import family_of
-from megatron_sep.parallel.groups import current_device
-from megatron_sep.train.start import OpenedSource, export_rules, load_weights, open_source
+from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.topology import Topology
+from megatron_sep.weights.export import export_rules
+from megatron_sep.weights.hugging_face import make_config
+from megatron_sep.weights.names import family_of
+from megatron_sep.weights.open_source import OpenedSource, open_source
 
 _TEXT = "The cat sat on the mat, and slept. It was warm; was it not? Yes!\nThen it rained, and the cat went in.\n"
 _TOKENS = 128
@@ -47,12 +48,12 @@ class Differences:
 
 
 @torch.no_grad()
-def differences(source: OpenedSource, dst: Path) -> Differences:
+def differences(source: OpenedSource, dst: Path, topology: Topology) -> Differences:
     """Between SRC and what was made of it. The pattern of the foreign one is computed by an export's own code."""
     own, foreign = (source, open_source(dst)) if source.own else (open_source(dst), source)
     own_rules, foreign_rules = export_rules(own), export_rules(foreign)
-    ids = _ids(own, own_rules).to(current_device())
-    ours = _own_logits(own, (_FULL, own_rules), ids)
+    ids = _ids(own, own_rules).to(topology.device)
+    ours = _own_logits(own, (_FULL, own_rules), ids, topology)
     full = _largest(ours[0] - _transformers_logits(foreign, _FULL, ids))
     if own_rules == foreign_rules == _FULL:
         return Differences(full, None)
@@ -63,12 +64,14 @@ def _largest(difference: Tensor) -> float:
     return float(difference.abs().max())
 
 
-def _own_logits(source: OpenedSource, patterns: tuple[dict[str, Any], ...], ids: Tensor) -> list[Tensor]:
+def _own_logits(
+    source: OpenedSource, patterns: tuple[dict[str, Any], ...], ids: Tensor, topology: Topology
+) -> list[Tensor]:
     """Under one set of rules after another."""
     model = build_model(
-        source.config, ParallelConfig(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
+        source.config, topology, vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
     )
-    load_weights(model, source, source.config)
+    load_weights(model, source, source.config, topology)
     position = torch.arange(ids.shape[1], device=ids.device)[None]
     plans = [_layer_rules(rules, source.config.num_layers).plans(ids) for rules in patterns]
     return [model.eval()(ids, position, plan).float() for plan in plans]

@@ -1,1 +1,1 @@
-"""Text into tokens, tokens into shards, shards into batches."""
+"""Shards, instructions and tokenizers as a run reads them: which tokens are in which step."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_sep.data.batches import Ids, SourceShare, Span, Windows
+from megatron_sep.data.samples import Ids, Rows, SourceShare, Span, Windows
 
 PERIOD = 1 << 16
 """Samples after which the mixture repeats: shares are kept to one in 65,536."""
@@ -20,19 +20,16 @@ class Blend:
         self._source, self._number, self._counts = _pattern(self._asked)
         self.num_samples = sum(source.num_samples for source in sources)
 
-    def sample(self, index: int) -> Ids:
-        row: Ids = self.take(index, 1)[0]
-        return row
-
-    def take(self, first_sample: int, count: int) -> Ids:
-        """Samples [first_sample, first_sample + count): int64 [count, T + 1]."""
+    def take(self, first_sample: int, count: int, batch: range | None = None) -> Rows:
+        """Samples [first_sample, first_sample + count); all their tokens count alike, whatever the ``batch``."""
+        del batch
         source, number = self.locate(np.arange(first_sample, first_sample + count, dtype=np.int64))
         parts = {s: self.sources[s].at(number[source == s]) for s in np.unique(source).tolist()}
         width = next(iter(parts.values())).shape[1] if parts else 0
         ids = np.empty((count, width), np.int64)
         for s, rows in parts.items():
             ids[source == s] = rows
-        return ids
+        return Rows(ids, None)
 
     def locate(self, index: Ids) -> tuple[Ids, Ids]:
         """The source of each sample of the run, and its number among that source's samples."""

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from megatron_sep.errors import UserError
 
-class MissingLibraryError(ImportError):
+
+class MissingLibraryError(UserError, ImportError):
     """A library of an extra that is not installed."""
 
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sep.data.manifest import sha256
 from megatron_sep.data.shards import Shard, ShardError, bin_path, idx_path
+from megatron_sep.files import sha256
 
 PART_BYTES = 5_000_000_000
 JOINED = {

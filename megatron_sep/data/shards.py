@@ -19,6 +19,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from megatron_sep.errors import UserError
+
 Tokens = npt.NDArray[Any]
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -37,7 +39,7 @@ FULL_CHECK = 1 << 24
 _STEP = 1 << 20
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A shard that cannot be read or written as asked."""
 
 

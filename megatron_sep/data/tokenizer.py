@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.data.extras import needs_extra
-from megatron_sep.data.words import WordTable
+from megatron_sep.data.word_table import WordTable
+from megatron_sep.errors import UserError
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
 PIECE_CHARS = 5_000
@@ -17,7 +18,7 @@ PIECE_CHARS = 5_000
 _LINE_END = re.compile(r"\S\n(?=\S)")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """A tokenizer that cannot be used as asked."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache
 
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.errors import UserError
 from megatron_sep.generate.chunk import TokenRule
 from megatron_sep.generate.policies import H2O, ScoreRule, SnapKV
 from megatron_sep.generate.rotary import Rotary
@@ -20,7 +21,7 @@ LayerRule = TokenRule | ScoreRule | tuple[AttentionPattern, ...]
 """One rule for all heads of a layer, or one for each of its key heads."""
 
 
-class CacheError(ValueError):
+class CacheError(UserError):
     """Something that a cache cannot do, or a text that it cannot take."""
 
 

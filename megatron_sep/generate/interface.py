@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megatron_sep.errors import UserError
+
 NAME = "sep_cache"
 """Of the attention in transformers' table."""
 
 
-class AttachError(ValueError):
+class AttachError(UserError):
     """A model or a rule that does not go together with the cache."""
 
 

@@ -11,9 +11,9 @@ from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.convert.as_transformers import as_transformers
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_sep.train.start import StartError, open_source
-
-_OWN_READERS = ("gpt_neox", "llama")
+from megatron_sep.weights.hugging_face import KNOWN_TYPES
+from megatron_sep.weights.open_source import SourceError, open_source
+from megatron_sep.weights.sealed import is_checkpoint, tokenizer_in
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,42 @@ class Loaded:
 def load(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Loaded:
     """A checkpoint, a run's dir, or a Hugging Face directory of any decoder; ``dtype``: None keeps the weights' own.
 
-    Raises StartError, and what reading such a directory raises.
+    Raises SourceError, and what reading such a directory raises.
     """
-    if _other_architecture(path):
-        return _load_other(path, device, dtype)
+    if (path / "config.json").is_file() and not is_checkpoint(path):
+        return _load_hugging_face(path, device, dtype)
     source = open_source(path)
     if source.tokenizer is None:
-        raise StartError(f"{path}: has no tokenizer.json or tokenizer.model; copy it there")
+        raise _no_tokenizer(path)
     return Loaded(as_transformers(source, device, dtype), load_tokenizer(source.tokenizer), source.attention)
 
 
-def _other_architecture(path: Path) -> bool:
-    file = path / "config.json"
-    if not file.is_file():
-        return False
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("model_type") not in _OWN_READERS
-    except ValueError as error:
-        raise StartError(f"{file}: cannot be read: {error}") from error
-
-
-def _load_other(path: Path, device: torch.device, dtype: torch.dtype | None) -> Loaded:
+def _load_hugging_face(path: Path, device: torch.device, dtype: torch.dtype | None) -> Loaded:
+    """As transformers itself reads it; what it would fill with random numbers is an error."""
     from transformers import AutoModelForCausalLM
 
-    found = next((path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), None)
-    if found is None:
-        raise StartError(f"{path}: has no tokenizer.json or tokenizer.model; copy it there")
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", trust_remote_code=False)
-    return Loaded(model.to(device).eval(), load_tokenizer(found), AttentionConfig())
+    tokenizer = tokenizer_in(path)
+    if tokenizer is None:
+        raise _no_tokenizer(path)
+    attention = AttentionConfig()
+    if _model_type(path) in KNOWN_TYPES:
+        attention = open_source(path).attention  # every name and shape is checked
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise SourceError(f"{path}: its files lack weights: {', '.join(sorted(report['missing_keys'])[:4])}")
+    return Loaded(model.to(device).eval(), load_tokenizer(tokenizer), attention)
+
+
+def _model_type(path: Path) -> Any:
+    file = path / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{file}: cannot be read: {error}") from error
+    return found.get("model_type") if isinstance(found, dict) else None
+
+
+def _no_tokenizer(path: Path) -> SourceError:
+    return SourceError(f"{path}: has no tokenizer.json or tokenizer.model; copy it there")

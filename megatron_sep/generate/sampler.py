@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.errors import UserError
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder
 
 
-class SamplingError(ValueError):
+class SamplingError(UserError):
     """Sampling settings out of range."""
 
 

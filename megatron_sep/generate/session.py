@@ -8,14 +8,15 @@ import yaml
 
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.config.schema import AttentionConfig
+from megatron_sep.errors import UserError
 from megatron_sep.generate.attach import Attachment, attach
 from megatron_sep.generate.decode import Decoder
 from megatron_sep.generate.load import Loaded, load
 from megatron_sep.generate.sampler import Sampling, cache_lines, stream
-from megatron_sep.parallel.groups import current_device
+from megatron_sep.parallel.device import current_device
 
 
-class SessionError(ValueError):
+class SessionError(UserError):
     """Options of `generate` that do not go together."""
 
 

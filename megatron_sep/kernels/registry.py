@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_sep.errors import UserError
 
-class BackendError(RuntimeError):
+
+class BackendError(UserError):
     """A backend was asked for by name and is unknown or cannot run here."""
 
 

@@ -1,1 +1,1 @@
-"""The GPT-NeoX model on megatron-core."""
+"""GPT-NeoX and Llama on megatron-core: one decoder whose settings make it either."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
@@ -12,16 +11,19 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from megatron_sep.config.schema import ModelConfig, ParallelConfig, RotaryScalingConfig
-from megatron_sep.model.gpt_model import NeoXModel
-from megatron_sep.model.gpt_neox import neox_block
+from megatron_sep.config.schema import ModelConfig, RotaryScalingConfig
+from megatron_sep.config.size import ModelError
+from megatron_sep.model.decoder import Decoder
+from megatron_sep.model.decoder_layer import decoder_block
 from megatron_sep.model.init import initialise
-from megatron_sep.model.size import ModelError
+from megatron_sep.parallel.topology import Topology
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, **more: Any) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, topology: Topology, precision: str, sequence_parallel: bool = False, **more: Any
+) -> TransformerConfig:
     """megatron-core's configuration of a decoder."""
     dtype = DTYPES[precision]
     settings: dict[str, Any] = {
@@ -38,9 +40,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         "add_bias_linear": model.biases,
         "add_qkv_bias": model.biases,
         "normalization": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.norm],
-        "tensor_model_parallel_size": parallel.tensor,
-        "pipeline_model_parallel_size": parallel.pipeline,
-        "sequence_parallel": parallel.sequence_parallel,
+        "tensor_model_parallel_size": topology.tensor.size,
+        "pipeline_model_parallel_size": topology.pipeline.size,
+        "sequence_parallel": sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": precision == "bf16",
@@ -48,15 +50,15 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         "init_method": _left_as_is,  # model.init fills the weights; megatron-core marks how they are split
         "output_layer_init_method": _left_as_is,
         "embedding_init_method": _left_as_is,
-        "use_cpu_initialization": not torch.cuda.is_available(),
+        "use_cpu_initialization": topology.device.type != "cuda",
         "bias_dropout_fusion": False,
         "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
-        # megatron-core's fused loss, which NeoXModel leaves to tensor parallelism, rounds its gradient to bf16
-        "cross_entropy_loss_fusion": torch.cuda.is_available() and precision == "bf16",
+        # megatron-core's fused loss, which Decoder leaves to tensor parallelism, rounds its gradient to bf16
+        "cross_entropy_loss_fusion": topology.device.type == "cuda" and precision == "bf16",
         "attention_backend": AttnBackend.unfused,
     }
     return TransformerConfig(**(settings | more))
@@ -68,11 +70,12 @@ def _left_as_is(weight: Tensor) -> Tensor:
 
 def build_model(
     model: ModelConfig,
-    parallel: ParallelConfig,
+    topology: Topology,
     *,
     vocab_size: int,
     precision: str,
     seed: int,
+    sequence_parallel: bool = False,
     backend: str = "auto",
     recompute: bool = False,
     compiled: bool = False,
@@ -81,13 +84,13 @@ def build_model(
 
     Call it with ids, positions, and in place of the attention mask the plans of ``attention.layers.plan_layers``.
     """
-    if vocab_size % parallel.tensor:
-        raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={parallel.tensor}")
-    config = transformer_config(model, parallel, precision)
-    built = NeoXModel(
+    if vocab_size % topology.tensor.size:
+        raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={topology.tensor.size}")
+    config = transformer_config(model, topology, precision, sequence_parallel)
+    built = Decoder(
         config=config,
-        transformer_layer_spec=neox_block(
-            config,
+        transformer_layer_spec=decoder_block(
+            num_layers=len(topology.stage_layers(model.num_layers)),
             norm=model.norm,
             parallel_residual=model.parallel_residual,
             recompute=recompute,
@@ -96,8 +99,8 @@ def build_model(
         ),
         vocab_size=vocab_size,
         max_sequence_length=model.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=topology.first_stage,
+        post_process=topology.last_stage,
         share_embeddings_and_output_weights=model.tie_embeddings,
         position_embedding_type="rope",
         rotary_percent=model.rotary_fraction,
@@ -106,7 +109,7 @@ def build_model(
     )
     if model.rotary_scaling:
         _slow_down(built.rotary_pos_emb, model.rotary_scaling)
-    initialise(built, model, seed)
+    initialise(built, model, seed, topology)
     return built.cuda()
 
 

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor, nn
 
 from megatron_sep.config.schema import ModelConfig
+from megatron_sep.parallel.topology import Axis, Topology
 
 _WRITES_TO_RESIDUAL = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
@@ -28,20 +27,20 @@ def init_std(kind: str, config: ModelConfig) -> float:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def initialise(model: nn.Module, config: ModelConfig, seed: int, topology: Topology) -> None:
     """Fill every parameter of this rank in place; biases 0, norm weights 1."""
-    for name, parameter in global_parameters(model):
+    for name, parameter in global_parameters(model, config, topology):
         if parameter.dim() == 1:
             parameter.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
         else:
             kind = config.output_init if name.endswith(_WRITES_TO_RESIDUAL) else config.init
-            whole = _draw(name, whole_shape(parameter), seed)
-            parameter.copy_(local_part(name, whole, parameter, config) * init_std(kind, config))
+            whole = _draw(name, whole_shape(parameter, topology.tensor), seed)
+            parameter.copy_(local_part(name, whole, parameter, config, topology.tensor) * init_std(kind, config))
 
 
-def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def global_parameters(model: nn.Module, config: ModelConfig, topology: Topology) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters under their name in the whole model: layers counted across pipeline stages."""
-    offset = get_transformer_layer_offset(model.config)
+    offset = topology.stage_layers(config.num_layers).start
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if parts[:2] == ["decoder", "layers"]:
@@ -49,32 +48,30 @@ def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield ".".join(parts), parameter
 
 
-def local_part(name: str, whole: Tensor, parameter: nn.Parameter, config: ModelConfig) -> Tensor:
+def local_part(name: str, whole: Tensor, parameter: nn.Parameter, config: ModelConfig, tensor: Axis) -> Tensor:
     """This tensor-parallel rank's part of a weight of the whole model.
 
     SwiGLU's first matrix is the gate above the value, and a rank holds its part of each.
     """
-    ranks = _ranks_of(parameter)
-    if ranks == 1:
+    if not _is_split(parameter) or tensor.size == 1:
         return whole
-    rank, axis = parallel_state.get_tensor_model_parallel_rank(), parameter.partition_dim  # type: ignore[attr-defined]
+    axis: int = parameter.partition_dim  # type: ignore[attr-defined]
     gated = config.gated_mlp and ".linear_fc1." in name
     halves = whole.chunk(2) if gated else (whole,)
-    return torch.cat([half.chunk(ranks, axis)[rank] for half in halves], axis)
+    return torch.cat([half.chunk(tensor.size, axis)[tensor.rank] for half in halves], axis)
 
 
-def whole_shape(parameter: nn.Parameter) -> list[int]:
+def whole_shape(parameter: nn.Parameter, tensor: Axis) -> list[int]:
     """Of the weight of the whole model that this rank holds a part of."""
     shape = list(parameter.shape)
-    if (ranks := _ranks_of(parameter)) > 1:
-        shape[parameter.partition_dim] *= ranks  # type: ignore[attr-defined]
+    if _is_split(parameter):
+        shape[parameter.partition_dim] *= tensor.size  # type: ignore[attr-defined]
     return shape
 
 
-def _ranks_of(parameter: nn.Parameter) -> int:
-    """Tensor-parallel ranks that share a weight."""
-    split = getattr(parameter, "tensor_model_parallel", False) and getattr(parameter, "partition_dim", -1) >= 0
-    return parallel_state.get_tensor_model_parallel_world_size() if split else 1
+def _is_split(parameter: nn.Parameter) -> bool:
+    """Do the tensor-parallel ranks share a weight?"""
+    return bool(getattr(parameter, "tensor_model_parallel", False)) and getattr(parameter, "partition_dim", -1) >= 0
 
 
 def _draw(name: str, shape: list[int], seed: int) -> Tensor:

@@ -11,7 +11,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from megatron_sep.config.schema import ParallelConfig
+from megatron_sep.errors import UserError
 from megatron_sep.parallel import cpu
+from megatron_sep.parallel.device import current_device
+from megatron_sep.parallel.seeds import seed_dropout
+from megatron_sep.parallel.topology import Axis, Topology
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
@@ -25,20 +29,19 @@ _NOISE = (  # of megatron-core, about what it finds missing or calls by an old n
 )
 
 
-class ParallelError(ValueError):
+class ParallelError(UserError):
     """A parallel layout that does not fit the processes that were started."""
 
 
 @contextmanager
-def process_groups(config: ParallelConfig, seed: int) -> Iterator[None]:
-    """Join the job, build megatron-core's groups and seed every random state; leave on exit.
+def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
+    """Join the job and build megatron-core's groups: this process's place in it; leave on exit.
 
     Without torchrun or SLURM it is a job of one process. gloo on CPU, nccl on GPU. Raises ParallelError.
     """
     join_job(config.timeout_minutes)
     try:
-        set_layout(config, seed)
-        yield
+        yield set_layout(config, seed)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -62,8 +65,8 @@ def join_job(timeout_minutes: int) -> None:
         dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
 
 
-def set_layout(config: ParallelConfig, seed: int) -> None:
-    """(Re)build megatron-core's process groups for a layout and seed every random state."""
+def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
+    """(Re)build megatron-core's process groups for a layout, and seed every random state. Raises ParallelError."""
     from megatron.core import parallel_state
 
     world = dist.get_world_size()
@@ -79,23 +82,21 @@ def set_layout(config: ParallelConfig, seed: int) -> None:
         pipeline_model_parallel_size=config.pipeline,
         distributed_timeout_minutes=config.timeout_minutes,
     )
-    seed_everything(seed)
+    found = topology()
+    seed_dropout(found, seed, step=0)
+    return found
 
 
-def seed_everything(seed: int) -> None:
-    """Seed dropout: different on every data-parallel rank and pipeline stage, and as tensor parallelism needs it."""
-    from megatron.core import parallel_state, tensor_parallel
+def topology() -> Topology:
+    """This process's place under the layout that was set last: the only place that asks megatron-core's globals."""
+    from megatron.core import parallel_state as groups
 
-    stage = parallel_state.get_pipeline_model_parallel_rank()
-    seed += 100 * stage + 10_000 * parallel_state.get_data_parallel_rank()
-    torch.manual_seed(seed)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
-
-
-def is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def current_device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return Topology(
+        process=Axis(dist.get_rank(), dist.get_world_size()),
+        data=Axis(groups.get_data_parallel_rank(), groups.get_data_parallel_world_size()),
+        tensor=Axis(groups.get_tensor_model_parallel_rank(), groups.get_tensor_model_parallel_world_size()),
+        pipeline=Axis(groups.get_pipeline_model_parallel_rank(), groups.get_pipeline_model_parallel_world_size()),
+        context=Axis(groups.get_context_parallel_rank(), groups.get_context_parallel_world_size()),
+        device=current_device(),
+        data_group=groups.get_data_parallel_group(),
+    )

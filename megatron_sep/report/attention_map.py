@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
-from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config import RunConfig
-from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.data.resolved import resolve
 from megatron_sep.report.describe import in_words
 
 HIDDEN, WINDOW, LANDMARK = "#f2f2f2", "#4c78a8", "#f58518"
@@ -21,8 +20,8 @@ def plot_masks(config: RunConfig, text: str, png: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
-    rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
+    resolved = resolve(config.tokenizer, config.model, config.attention)
+    tokenizer, rules = resolved.tokenizer, resolved.rules
     ids = tokenizer.encode(text)
     labels = [tokenizer.decode([i]).replace("\n", "\\n").replace("\t", "\\t").replace(" ", "␣") for i in ids]
     panels = dict(zip(rules.patterns, rules.plans(torch.tensor([ids])), strict=True))

@@ -3,10 +3,10 @@
 from itertools import groupby
 
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config import RunConfig, to_yaml
-from megatron_sep.data.tokenizer import TokenizerError, load_tokenizer
-from megatron_sep.model.size import ModelSize, padded_vocab_size
+from megatron_sep.config.size import ModelSize
+from megatron_sep.data.resolved import resolve
+from megatron_sep.data.tokenizer import TokenizerError
 
 
 def describe(config: RunConfig) -> str:
@@ -17,16 +17,14 @@ def describe(config: RunConfig) -> str:
 
 def _size_and_layers(config: RunConfig) -> list[str]:
     try:
-        tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+        resolved = resolve(config.tokenizer, config.model, config.attention)
     except TokenizerError as error:
         return [f"# parameters and separators are not known yet: {error}"]
-    vocab_size = padded_vocab_size(config.model, tokenizer.vocab_size)
-    size = ModelSize(config.model, vocab_size)
-    rules = LayerRules.of(config.attention, config.model.num_layers, tokenizer)
+    size = ModelSize(config.model, resolved.vocab_size)
     outside = size.parameters - size.embedding_parameters
     return [
-        f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {vocab_size:,}",
-        *(f"# {line}" for line in layer_lines(rules.patterns)),
+        f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {resolved.vocab_size:,}",
+        *(f"# {line}" for line in layer_lines(resolved.rules.patterns)),
     ]
 
 

@@ -1,195 +1,71 @@
-"""Forward, backward and step over every parallel rank: megatron-core's schedules, DDP and distributed optimizer."""
+"""A way to train: what the loop asks of it."""
 
-import math
-from collections.abc import Iterable, Iterator
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
-from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
-from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
-from megatron_sep.parallel.groups import current_device
+from megatron_sep.config.engines import ENGINES
 from megatron_sep.train.microbatch import Microbatch
-
-Tree = dict[str, Any]
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
 class StepResult:
+    """What an optimizer step did."""
+
     grad_norm: float
     """Before clipping; not finite where the step was skipped."""
     applied: bool
     """False: a gradient was not finite, and no weight changed, on any rank."""
 
 
-class Engine(Protocol):
-    """What the training loop needs of a way to train."""
+class Writing(Protocol):
+    """A save that has begun: training may go on, the files are whole when ``finish`` returns."""
 
-    def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor: ...
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor: ...
-    def step(self, lr: float) -> StepResult: ...
-    def state(self, loading: bool = False) -> Tree: ...
-    def load_state(self, state: Tree) -> None: ...
-    def loss_scale(self) -> float: ...
+    def finish(self) -> Sequence[Path]:
+        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing."""
+        ...
 
 
-class MegatronEngine:
-    """Trains one GPTModel; every rank of the job holds one."""
+class Engine(ABC):
+    """Holds this rank's part of the model and its optimizer; every rank of the job calls each method together.
 
-    def __init__(
-        self,
-        model: GPTModel,
-        optimizer: OptimizerConfig,
-        *,
-        precision: str,
-        loss_scale: LossScaleConfig,
-        sequence_length: int,
-        micro_batch_size: int,
-    ) -> None:
-        self._config, self._sequence_length, self._micro_batch_size = optimizer, sequence_length, micro_batch_size
-        core = model.config
-        self._module = model if precision == "fp32" else Float16Module(core, model)
-        ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
-        )
-        self._model = DistributedDataParallel(core, ddp, self._module)
-        self._optimizer = _optimizer(self._model, optimizer, precision, loss_scale)
-        core.finalize_model_grads_func = finalize_model_grads
-        core.grad_scale_func = self._optimizer.scale_loss
-        self._run = get_forward_backward_func()
+    What it writes is its own format: nobody else reads its tensors but the reader that ``weights.open_source`` has for
+    its name.
+    """
 
+    name: ClassVar[str]
+
+    @abstractmethod
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
-        """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
-        self._model.train()
-        self._model.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        return self._schedule(microbatches, count, forward_only=False)
+        """Gradients of the mean loss of ``count`` micro-batches; that loss over all ranks, an fp32 scalar."""
 
-    @torch.no_grad()
+    @abstractmethod
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
-        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
-        self._model.eval()
-        return self._schedule(microbatches, count, forward_only=True)
+        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar; nothing is learnt."""
 
-    def loss_scale(self) -> float:
-        """Factor on the loss before the backward pass; 1 but for fp16."""
-        return float(self._optimizer.get_loss_scale())
-
-    @torch.no_grad()
+    @abstractmethod
     def step(self, lr: float) -> StepResult:
         """Clip and apply the gradients, unless one of them is not finite on any rank."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
-        if self._optimizer.prepare_grads():  # fp16: an overflow, and the loss scale was lowered
-            return StepResult(math.inf, applied=False)
-        clip = self._config.clip_grad
-        norm = float(self._optimizer.clip_grad_norm(clip) if clip else self._optimizer.get_grad_norm())
-        if not math.isfinite(norm):
-            return StepResult(norm, applied=False)
-        self._optimizer.step_with_ready_grads()
-        return StepResult(norm, applied=True)
 
-    def state(self, loading: bool = False) -> Tree:
-        """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        weights = self._module.sharded_state_dict()
-        optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
-        return {"model": weights, "optimizer": optimizer}
+    @abstractmethod
+    def loss_scale(self) -> float:
+        """Factor on the loss before the backward pass; 1 but for fp16."""
 
-    def load_state(self, state: Tree) -> None:
-        """Take over what was saved from ``state``, on this or another number of ranks."""
-        self._module.load_state_dict(state["model"])
-        settings = dict(state["optimizer"])
-        moments = settings.pop("param_state")
-        self._optimizer.load_state_dict(settings)
-        # megatron-core gives every parameter the same step tensor, which torch's AdamW would advance once for each,
-        # and then looks for it among the moments
-        per_parameter = self._optimizer.optimizer.state
-        steps = {parameter: values.pop("step").clone() for parameter, values in per_parameter.items()}
-        self._optimizer.load_parameter_state_from_fully_reshardable(moments)
-        for parameter, step in steps.items():
-            per_parameter[parameter]["step"] = step
+    @abstractmethod
+    def begin_save(self, folder: Path) -> Writing:
+        """Begin to write weights and optimizer into an empty folder that all ranks see."""
 
-    def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
-        losses = self._run(
-            forward_step_func=_forward,
-            data_iterator=iter(microbatches),
-            model=[self._model],
-            num_microbatches=count,
-            seq_length=self._sequence_length,
-            micro_batch_size=self._micro_batch_size,
-            forward_only=forward_only,
-        )
-        return _mean_over_ranks([loss["loss"] for loss in losses])
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take over what ``begin_save`` wrote, in this or another layout. Raises CheckpointError."""
 
 
-def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
-    batch = next(microbatches)
-    return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), partial(
-        _mean_loss, batch.weight_BT
-    )
-
-
-def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = (loss_BT.float() if weight_BT is None else loss_BT.float() * weight_BT).mean()
-    return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
-
-
-def _mean_over_ranks(losses: list[Tensor]) -> Tensor:
-    """Only the last pipeline stage has losses; every rank gets their mean."""
-    total: Tensor = torch.stack(losses).mean() if losses else torch.zeros((), device=current_device())
-    dist.all_reduce(total)
-    stages: int = parallel_state.get_pipeline_model_parallel_world_size()
-    return total * stages / dist.get_world_size()
-
-
-def _optimizer(
-    model: DistributedDataParallel,
-    config: OptimizerConfig,
-    precision: str,
-    scale: LossScaleConfig,
-) -> MegatronOptimizer:
-    """AdamW on fp32 master weights; one fused kernel a step."""
-    core = CoreOptimizerConfig(
-        optimizer="adam",
-        lr=config.lr,
-        min_lr=config.min_lr,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.betas[0],
-        adam_beta2=config.betas[1],
-        adam_eps=config.eps,
-        clip_grad=config.clip_grad,
-        use_distributed_optimizer=True,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        params_dtype=next(model.parameters()).dtype,
-        initial_loss_scale=scale.initial,
-        min_loss_scale=scale.minimum,
-        loss_scale_window=scale.growth_interval,
-        hysteresis=scale.hysteresis,
-    )
-    optimizer = get_megatron_optimizer(core, [model])
-    (optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
-    for group in optimizer.param_groups:
-        group["fused"] = True
-        for parameter in group["params"]:
-            _start_state(optimizer.optimizer.state[parameter], parameter)
-    return optimizer
-
-
-def _start_state(state: Tree, parameter: Tensor) -> None:
-    """AdamW's state before its first step, so that a checkpoint has the same content whenever it is made."""
-    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    state["exp_avg"] = torch.zeros_like(parameter)
-    state["exp_avg_sq"] = torch.zeros_like(parameter)
+def engine_class(name: str) -> Any:
+    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is."""
+    module, kind = ENGINES[name].split(":")
+    return getattr(importlib.import_module(module), kind)

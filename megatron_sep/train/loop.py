@@ -2,12 +2,13 @@
 
 import math
 
-from megatron_sep.parallel.groups import seed_everything
+from megatron_sep.errors import RunFailure
+from megatron_sep.parallel.seeds import seed_dropout
 from megatron_sep.train.engine import StepResult
 from megatron_sep.train.run import Run
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunFailure):
     """Too many steps in a row whose gradient was not finite."""
 
 
@@ -15,27 +16,30 @@ def train(run: Run) -> None:
     """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way."""
     config = run.config
     if run.state.step >= config.train.steps:
-        run.say(f"{config.dir} is done: step {run.state.step} of {config.train.steps}; raise train.steps to go on")
+        run.topology.say(
+            f"{config.dir} is done: step {run.state.step} of {config.train.steps}; raise train.steps to go on"
+        )
         run.metrics.close()
         return
     skipped_in_a_row = 0
     if run.state.step == config.checkpoint.init_step:
         validate(run)
     for step in range(run.state.step + 1, config.train.steps + 1):
-        seed_everything(config.train.seed + step)  # dropout depends on the step alone, so a resumed run repeats it
-        batches = run.train_data.take(run.state.consumed, run.statistics)
+        seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
+        batches = run.statistics.counted(run.train_data.take(run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
         lr = run.schedule(step)
         result = run.engine.step(lr)
         run.state = run.state.advance(config.train.global_batch_size, result.applied)
         run.statistics.num_steps += 1
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-        if step % config.metrics.every == 0 or step == config.train.steps:
+        due = run.calendar.due(step)
+        if due.log:
             run.metrics.log(step, measured(run, step, float(loss), lr, result))
         stop_if_diverged(skipped_in_a_row, step, config.train.max_skipped_steps)
-        if config.train.eval_every and (step % config.train.eval_every == 0 or step == config.train.steps):
+        if due.validate:
             validate(run)
-        if step % config.checkpoint.every == 0 or step == config.train.steps:
+        if due.save:
             run.save()
     run.metrics.close()
 

@@ -20,13 +20,13 @@ class Microbatch:
 
     @classmethod
     def of(
-        cls, rows_BT1: Tensor, rules: LayerRules, device: torch.device, weight_BT1: Tensor | None = None
+        cls, ids_BT1: Tensor, rules: LayerRules, device: torch.device, weight_BT1: Tensor | None = None
     ) -> "Microbatch":
         """From rows of T + 1 tokens: the last T are the labels of the first T; so are the weights of the labels."""
-        rows_BT1 = rows_BT1.to(device, non_blocking=True)
-        ids_BT, labels_BT = rows_BT1[:, :-1].contiguous(), rows_BT1[:, 1:].contiguous()
+        ids_BT1 = ids_BT1.to(device, non_blocking=True)
+        ids_BT, labels_BT = ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous()
         position_BT = torch.arange(ids_BT.shape[1], device=device).expand_as(ids_BT)
-        weight_BT = None if weight_BT1 is None else weight_BT1[:, 1:].to(device)
+        weight_BT = None if weight_BT1 is None else weight_BT1[:, 1:].to(device, non_blocking=True)
         return cls(ids_BT, labels_BT, position_BT, rules.plans(ids_BT), weight_BT)
 
     def visible_pairs(self) -> Tensor:

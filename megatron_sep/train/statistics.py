@@ -1,15 +1,15 @@
 """Speed and sparsity of the steps since the last status line."""
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_sep.attention.rules import LayerRules
-from megatron_sep.model.size import ModelSize
+from megatron_sep.config.size import ModelSize
+from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.metrics import peak_flops
 from megatron_sep.train.microbatch import Microbatch
 
@@ -21,6 +21,7 @@ class Statistics:
     size: ModelSize
     rules: LayerRules
     steps: int
+    topology: Topology
     started: float = field(default_factory=time.perf_counter)
     num_steps: int = 0
     tokens: int = 0
@@ -28,7 +29,13 @@ class Statistics:
     counts: Tensor | None = None
     """int64 [2]: visible pairs, separators."""
 
-    def count(self, batch: Microbatch) -> None:
+    def counted(self, batches: Iterable[Microbatch]) -> Iterator[Microbatch]:
+        """The same micro-batches, each counted as it is taken."""
+        for batch in batches:
+            self._count(batch)
+            yield batch
+
+    def _count(self, batch: Microbatch) -> None:
         counts = torch.stack([batch.visible_pairs(), self.rules.separators.landmarks(batch.ids_BT).sum()])
         self.counts = counts if self.counts is None else self.counts + counts
         self.tokens += batch.ids_BT.numel()
@@ -37,10 +44,8 @@ class Statistics:
     def rates(self, step: int) -> dict[str, float]:
         """Means since the last call, over all ranks; starts counting anew. The device is waited for."""
         assert self.counts is not None
-        counts = self.counts
-        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        pairs, separators = counts.tolist()
-        ranks = parallel_state.get_data_parallel_world_size()
+        pairs, separators = self.topology.sum_over_data(self.counts).tolist()
+        ranks = self.topology.data.size
         seconds = time.perf_counter() - self.started
         tokens = self.tokens * ranks
         triangle = self.sequences * ranks * self._triangle() * self.size.config.num_layers
@@ -54,7 +59,7 @@ class Statistics:
             "attention/separator_density": separators / tokens,
         }
         self.restart()
-        return rates | ({"speed/mfu": flops / peak / dist.get_world_size()} if peak else {})
+        return rates | ({"speed/mfu": flops / peak / self.topology.process.size} if peak else {})
 
     def restart(self) -> None:
         """Forget what was counted and start the clock."""

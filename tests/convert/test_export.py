@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.check import differences
-from megatron_sep.convert.run import convert
-from megatron_sep.model.hugging_face import read_config
-from megatron_sep.train.start import open_source
+from megatron_sep.convert.convert import convert
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.hugging_face import read_config
+from megatron_sep.weights.open_source import open_source
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -58,7 +59,7 @@ def exported(request: pytest.FixtureRequest, tiny: Callable[..., RunConfig], tmp
     from megatron_sep.train.run import build_run
 
     config = tiny(model=request.param, attention={"document_boundaries": True}, train={"steps": 2, "eval_every": 0})
-    train(build_run(config))
+    train(build_run(config, topology()))
     convert(config.dir, tmp_path / "export")
     return config, tmp_path / "export"
 
@@ -112,9 +113,9 @@ def test_check_compares_the_pattern_too(exported: tuple[RunConfig, Path], tmp_pa
     The sources are a run's dir with H and kept-apart documents, and its export.
     """
     config, folder = exported
-    found = [differences(open_source(config.dir), folder)]
+    found = [differences(open_source(config.dir), folder, topology())]
     convert(folder, tmp_path / "again")
-    found.append(differences(open_source(folder), tmp_path / "again"))
+    found.append(differences(open_source(folder), tmp_path / "again", topology()))
     for each in found:
         assert each.full < 1e-5
         assert each.sep < 1e-5
@@ -122,6 +123,6 @@ def test_check_compares_the_pattern_too(exported: tuple[RunConfig, Path], tmp_pa
     settings = json.loads((folder / "config.json").read_text())
     settings["sep_attention"]["window"] += 1
     (folder / "config.json").write_text(json.dumps(settings))
-    other = differences(open_source(config.dir), folder)
+    other = differences(open_source(config.dir), folder, topology())
     assert other.full == found[0].full
     assert other.sep > 1e-4

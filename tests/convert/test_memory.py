@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from support.disk import hugging_face_dir, neox_layers
+from support.engines import WeightsOnly
 from support.models import VOCAB, hugging_face, neox_config, ours
 
 from megatron_sep.config import RunConfig
 from megatron_sep.config.schema import ModelConfig
-from megatron_sep.convert.run import convert
-from megatron_sep.model.size import ModelSize
-from megatron_sep.train.checkpoint import Checkpoints, TrainState
+from megatron_sep.config.size import ModelSize
+from megatron_sep.convert.convert import convert
+from megatron_sep.parallel.groups import topology
+from megatron_sep.train.checkpoint import Checkpoints
+from megatron_sep.weights.sealed import Description, TrainState
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -25,20 +28,17 @@ GROUP = 4 * ModelSize(SHAPE, VOCAB).layer_matrices
 PROGRAM = """
 import re, sys
 from pathlib import Path
-from megatron_sep.config.schema import ParallelConfig
-from megatron_sep.parallel.groups import process_groups
+from megatron_sep.convert.convert import convert
 
 def resident(kind):
     return 1024 * int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 small, src, dst, *config = map(Path, sys.argv[1:])
-with process_groups(ParallelConfig(), 0):
-    from megatron_sep.convert.run import convert
-    convert(small, dst / "small")  # whatever is imported on the way is there now
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    convert(src, dst / "large", *config)
-    print(resident("VmHWM") - before)
+convert(small, dst / "small")  # whatever is imported on the way is there now
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+before = resident("VmRSS")
+convert(src, dst / "large", *config)
+print(resident("VmHWM") - before)
 """
 
 
@@ -64,7 +64,8 @@ def sources(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
     config = tiny(dir=str(folder / "trained"), model=SHAPE.model_dump())
     if not config.dir.exists():
         model = ours(hugging_face(SHAPE), SHAPE)
-        Checkpoints(config.dir, None).save(TrainState(), config, VOCAB, {"model": model.sharded_state_dict()})
+        described = Description(TrainState(), config, VOCAB, WeightsOnly.name)
+        Checkpoints(config.dir, None, topology()).begin(described, WeightsOnly(model)).finish()
     return folder
 
 

@@ -9,8 +9,9 @@ from support.disk import as_bin, hugging_face_dir, neox_layers, stored
 from support.models import MODELS, hugging_face, llama_config, neox_config
 
 from megatron_sep.convert.check import Differences, differences
-from megatron_sep.convert.run import convert
-from megatron_sep.train.checkpoint import fault_of
+from megatron_sep.convert.convert import convert
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.sealed import fault_of
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -34,9 +35,9 @@ def test_hugging_face_to_ours_and_back_is_bit_identical(name: str, tmp_path: Pat
     theirs = hugging_face_dir(tmp_path / "theirs", MODELS[name])
     source = convert(theirs, tmp_path / "ours")
     assert fault_of(tmp_path / "ours") is None
-    assert_no_difference(differences(source, tmp_path / "ours"), sep=False)
+    assert_no_difference(differences(source, tmp_path / "ours", topology()), sep=False)
     back = convert(tmp_path / "ours", tmp_path / "back")
-    assert_no_difference(differences(back, tmp_path / "back"), sep=False)
+    assert_no_difference(differences(back, tmp_path / "back", topology()), sep=False)
     assert_same(stored(theirs), stored(tmp_path / "back"))
     convert(tmp_path / "back", tmp_path / "ours again")
     assert_same(stored(tmp_path / "ours"), stored(tmp_path / "ours again"))
@@ -83,6 +84,6 @@ def test_neox_layers_of_any_degree_become_the_whole(degree: int, parallel_residu
         )
     )
     source = convert(folder, tmp_path / "ours", tmp_path / "neox.yml")
-    assert_no_difference(differences(source, tmp_path / "ours"), sep=False)
+    assert_no_difference(differences(source, tmp_path / "ours", topology()), sep=False)
     convert(tmp_path / "ours", tmp_path / "theirs")
     assert_same(whole, stored(tmp_path / "theirs"))

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from support.disk import Bomb, as_bin, hugging_face_dir, neox_layers
 from support.models import llama_config, neox_config
 
-from megatron_sep.convert.run import ConvertError, convert
-from megatron_sep.model.hugging_face import HuggingFaceError
-from megatron_sep.model.sources import WeightsError
-from megatron_sep.train.checkpoint import CheckpointError
-from megatron_sep.train.start import StartError
+from megatron_sep.convert.convert import ConvertError, convert
+from megatron_sep.weights.hugging_face import HuggingFaceError
+from megatron_sep.weights.open_source import SourceError
+from megatron_sep.weights.sealed import CheckpointError
+from megatron_sep.weights.source import WeightsError
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         WeightsError,
         "gpt_neox.layers.2.attention.dense.weight is [64, 32], config says [64, 64]",
     ),
-    "no config": (lambda f: (f / "config.json").unlink(), StartError, "no manifest.json, no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), SourceError, "no manifest.json, no config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), WeightsError, "has neither model.safetensors nor"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), HuggingFaceError, "config.json: cannot be read"),
 }
@@ -128,9 +128,9 @@ def test_wrong_heads_are_seen_where_no_shape_tells_them(tmp_path: Path) -> None:
     refuses(
         folder, WeightsError, "2 frequencies; num_attention_heads=8 and rotary_fraction=0.25 make 1", tmp_path, config
     )
-    refuses(folder, StartError, "do not tell heads and rotation; give their YAML with --config", tmp_path)
+    refuses(folder, SourceError, "do not tell heads and rotation; give their YAML with --config", tmp_path)
     theirs = hugging_face_dir(tmp_path / "theirs", neox_config())
-    refuses(theirs, StartError, "model.num_attention_heads is 4 there and 8 here", tmp_path, config)
+    refuses(theirs, SourceError, "model.num_attention_heads is 4 there and 8 here", tmp_path, config)
 
 
 def test_missing_layers_and_parts_are_named(tmp_path: Path) -> None:

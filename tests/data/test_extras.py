@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sep.data.dedup import signatures
 from megatron_sep.data.extras import MissingLibraryError
-from megatron_sep.data.shingles import runs
-from megatron_sep.data.text import open_text
 from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.prepare.dedup import signatures
+from megatron_sep.prepare.shingles import runs
+from megatron_sep.prepare.text import open_text
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ from support.models import trained_logits
 from transformers import FalconConfig, FalconForCausalLM
 
 from megatron_sep.config import RunConfig
-from megatron_sep.convert.run import convert
+from megatron_sep.convert.convert import convert
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.load import load
 from megatron_sep.generate.sampler import Sampling, SamplingError
 from megatron_sep.generate.session import SessionError, open_session
-from megatron_sep.train.start import StartError
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.open_source import SourceError
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -29,7 +30,7 @@ def run(tiny: Callable[..., RunConfig]) -> RunConfig:
     from megatron_sep.train.run import build_run
 
     config = tiny(attention={"document_boundaries": True}, train={"steps": 4, "eval_every": 0})
-    train(build_run(config))
+    train(build_run(config, topology()))
     return config
 
 
@@ -94,7 +95,7 @@ def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:
         FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=False)
     )
     model.save_pretrained(tmp_path / "falcon")
-    with pytest.raises(StartError, match=r"has no tokenizer.json"):
+    with pytest.raises(SourceError, match=r"has no tokenizer.json"):
         open_session(tmp_path / "falcon", None, None, "cache")
     (tmp_path / "falcon" / "tokenizer.json").write_bytes(run.tokenizer.path.read_bytes())
     session = open_session(tmp_path / "falcon", None, "2,4,8,20", "text")
@@ -120,5 +121,5 @@ def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("model: {}\n")
     with pytest.raises(SessionError, match="has no section `attention`"):
         open_session(run.dir, tmp_path / "empty.yaml", None, "cache")
-    with pytest.raises(StartError, match="no such directory"):
+    with pytest.raises(SourceError, match="no such directory"):
         open_session(tmp_path / "nowhere", None, None, "cache")

@@ -9,8 +9,9 @@ from megatron_sep.attention.annealing import Annealing
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
-from megatron_sep.config.schema import AnnealingConfig, ModelConfig, ParallelConfig
-from megatron_sep.parallel.groups import current_device
+from megatron_sep.config.schema import AnnealingConfig, ModelConfig
+from megatron_sep.parallel.device import current_device
+from megatron_sep.parallel.groups import topology
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -29,7 +30,7 @@ def test_every_window_of_an_annealing_is_compiled(monkeypatch: pytest.MonkeyPatc
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, sequence_length=LENGTH)
-    build = partial(build_model, config, ParallelConfig(), vocab_size=64, precision="fp32", seed=1)
+    build = partial(build_model, config, topology(), vocab_size=64, precision="fp32", seed=1)
     plain, compiled = build(backend="reference"), build(backend="triton", compiled=True)
     ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(0)).to(current_device())
     position = torch.arange(LENGTH, device=ids.device).expand_as(ids)

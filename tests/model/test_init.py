@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.config.schema import ModelConfig
+from megatron_sep.parallel.groups import topology
 
 pytestmark = pytest.mark.usefixtures("single_process")
 CONFIG = ModelConfig(num_layers=4, hidden_size=256, num_attention_heads=4)
@@ -14,7 +15,7 @@ CONFIG = ModelConfig(num_layers=4, hidden_size=256, num_attention_heads=4)
 def weights(seed: int) -> dict[str, torch.Tensor]:
     from megatron_sep.model.build import build_model
 
-    return dict(build_model(CONFIG, ParallelConfig(), vocab_size=1024, precision="fp32", seed=seed).named_parameters())
+    return dict(build_model(CONFIG, topology(), vocab_size=1024, precision="fp32", seed=seed).named_parameters())
 
 
 def test_standard_deviations_are_small_init_and_wang_init() -> None:

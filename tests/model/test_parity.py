@@ -9,7 +9,8 @@ from torch import Tensor
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
-from megatron_sep.model.weights import to_hugging_face
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.names import to_hugging_face
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -60,11 +61,11 @@ def test_recompute_changes_no_gradient_with_dropout(name: str) -> None:
 
 
 def gradients_with_dropout(model: Any, ids: Tensor, plans: tuple[MaskPlan, ...]) -> dict[str, Tensor]:
-    from megatron_sep.parallel.groups import seed_everything
+    from megatron_sep.parallel.seeds import seed_dropout
 
     for layer in model.decoder.layers:
         layer.hidden_dropout = 0.1
         layer.self_attention.core_attention.dropout = 0.1
-    seed_everything(7)
+    seed_dropout(topology(), 7, step=1)
     model(ids, torch.arange(LENGTH)[None], plans, labels=ids.roll(-1, 1)).mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -18,8 +18,9 @@ from torch import Tensor
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
-from megatron_sep.model.weights import from_hugging_face
 from megatron_sep.parallel.groups import join_job, set_layout
+from megatron_sep.parallel.topology import Topology
+from megatron_sep.weights.names import from_hugging_face
 
 PATTERNS = layer_patterns(AttentionPattern(6, 3, (5, 9, 77, 101, 102, 103)), LAYERS, (0, -1))
 
@@ -27,33 +28,33 @@ PATTERNS = layer_patterns(AttentionPattern(6, 3, (5, 9, 77, 101, 102, 103)), LAY
 def main() -> None:
     torch.set_num_threads(1)
     join_job(timeout_minutes=2)
-    parallel = ParallelConfig(tensor=2)
-    set_layout(parallel, seed=1)
+    topology = set_layout(ParallelConfig(tensor=2), seed=1)
     names = [name for name, config in MODELS.items() if config.key_value_heads % 2 == 0]
-    here = {name: differences(MODELS[name], parallel) for name in names}
+    here = {name: differences(MODELS[name], topology) for name in names}
     everywhere: list[Any] = [None, None]
     dist.all_gather_object(everywhere, here)
-    if dist.get_rank() == 0:
+    if topology.first:
         worst = {n: {key: max(rank[n][key] for rank in everywhere) for key in here[n]} for n in names}
         Path(sys.argv[1]).write_text(json.dumps(worst))
 
 
-def differences(config: ModelConfig, parallel: ParallelConfig) -> dict[str, float]:
+def differences(config: ModelConfig, topology: Topology) -> dict[str, float]:
     """Of this rank's part of the logits and of every gradient."""
     from megatron_sep.model.init import global_parameters, local_part
 
     theirs = hugging_face(config)
-    model = ours(theirs, config, parallel)
+    model = ours(theirs, config)
     ids = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(3))
     labels, position, plans = ids.roll(-1, 1), torch.arange(LENGTH)[None], plan_layers(PATTERNS, ids)
     with_masks(theirs, plans)
     expected = theirs(ids).logits
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
-    found = {"logits": off(model(ids, position, plans), expected.chunk(2, -1)[dist.get_rank()])}
+    found = {"logits": off(model(ids, position, plans), expected.chunk(2, -1)[topology.tensor.rank])}
     model(ids, position, plans, labels=labels).mean().backward()
     gradients = from_hugging_face(on_disk({n: p.grad for n, p in theirs.named_parameters()}, config), config)
-    for name, parameter in global_parameters(model):
-        found[name] = off(parameter.grad, local_part(name, gradients[name], parameter, config))
+    for name, parameter in global_parameters(model, config, topology):
+        part = local_part(name, gradients[name], parameter, config, topology.tensor)
+        found[name] = off(parameter.grad, part)
     return found
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
-from megatron_sep.convert.run import convert
-from megatron_sep.train.checkpoint import Checkpoints
+from megatron_sep.convert.convert import convert
+from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -69,13 +70,13 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides])))
+    train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     from megatron.core import dist_checkpointing
 
-    newest = Checkpoints(run, None).newest()
+    newest = newest_verified(run / "checkpoints")
     assert newest is not None
     plain = dist_checkpointing.load_plain_tensors(str(newest))
     return {key: value for key, value in plain.items() if isinstance(value, torch.Tensor)}

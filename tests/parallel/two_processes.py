@@ -27,8 +27,7 @@ def main() -> None:
             continue
         name, *overrides = words
         config = load_config(Path(run), [f"dir={out}/{name}", *overrides])
-        set_layout(config.parallel, config.train.seed)
-        train(build_run(config))
+        train(build_run(config, set_layout(config.parallel, config.train.seed)))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.attention.rules import LayerRules
-from megatron_sep.config.schema import ModelConfig, ParallelConfig, RotaryScalingConfig, RunConfig
+from megatron_sep.config.schema import ModelConfig, RotaryScalingConfig, RunConfig
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.model.build import build_model
-from megatron_sep.model.weights import from_hugging_face
-from megatron_sep.train.start import load_weights, open_source
+from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.names import from_hugging_face
+from megatron_sep.weights.open_source import open_source
 
 LAYERS, LENGTH, VOCAB = 4, 48, 128
 SHAPE: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": 64, "num_attention_heads": 4, "sequence_length": LENGTH}
@@ -109,16 +111,16 @@ def with_masks(model: Any, plans: tuple[MaskPlan, ...]) -> None:
         layer.register_forward_pre_hook(put, with_kwargs=True)
 
 
-def ours(theirs: Any, config: ModelConfig, parallel: ParallelConfig | None = None, **settings: Any) -> Any:
+def ours(theirs: Any, config: ModelConfig, **settings: Any) -> Any:
     """This rank's part of our model with the weights of theirs."""
     from megatron_sep.model.build import build_model
     from megatron_sep.model.init import global_parameters, local_part
 
-    model = build_model(config, parallel or ParallelConfig(), vocab_size=VOCAB, precision="fp32", seed=1, **settings)
+    model = build_model(config, topology(), vocab_size=VOCAB, precision="fp32", seed=1, **settings)
     weights = from_hugging_face(on_disk(theirs.state_dict(), config), config)
     with torch.no_grad():
-        for name, parameter in global_parameters(model):
-            parameter.copy_(local_part(name, weights[name], parameter, config))
+        for name, parameter in global_parameters(model, config, topology()):
+            parameter.copy_(local_part(name, weights[name], parameter, config, topology().tensor))
     return model
 
 
@@ -134,9 +136,9 @@ def trained_logits(run: RunConfig, ids_BT: Tensor) -> Tensor:
     source = open_source(run.dir)
     assert source.tokenizer is not None
     model = build_model(
-        source.config, ParallelConfig(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
+        source.config, topology(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
     )
-    load_weights(model, source, source.config)
+    load_weights(model, source, source.config, topology())
     rules = LayerRules.of(run.attention, run.model.num_layers, load_tokenizer(source.tokenizer))
     position = torch.arange(ids_BT.shape[1])[None]
     logits: Tensor = model.eval()(ids_BT, position, rules.plans(ids_BT))

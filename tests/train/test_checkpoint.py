@@ -9,8 +9,10 @@ from random import Random
 import pytest
 
 from megatron_sep.config import RunConfig
-from megatron_sep.train.checkpoint import CheckpointError, fault_of
+from megatron_sep.parallel.groups import topology
+from megatron_sep.train.checkpoint import NotWrittenError
 from megatron_sep.train.run import Run
+from megatron_sep.weights.sealed import CheckpointError, fault_of, finished_checkpoints
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -21,7 +23,7 @@ def trained(tiny: Callable[..., RunConfig]) -> Run:
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    run = build_run(tiny(train={"eval_every": 0}))
+    run = build_run(tiny(train={"eval_every": 0}), topology())
     train(run)
     return run
 
@@ -40,7 +42,7 @@ def test_any_damage_to_any_file_is_found_and_the_older_checkpoint_is_taken(
     trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each file of the newest checkpoint, cut, changed or gone: never loaded, named, and step 4 is found instead."""
-    older, newest = trained.checkpoints.all()
+    older, newest = finished_checkpoints(trained.checkpoints.dir)
     names = [path.name for path in newest.iterdir()]
     assert len(names) >= 6
     for name in names:
@@ -59,7 +61,7 @@ def test_half_written_directories_are_ignored_and_cleaned_up(trained: Run) -> No
     leftover = trained.checkpoints.dir / "step-00000099.partial"
     leftover.mkdir()
     (leftover / "common.pt").write_bytes(b"half")
-    assert trained.checkpoints.newest() == trained.checkpoints.all()[-1]
+    assert trained.checkpoints.newest() == finished_checkpoints(trained.checkpoints.dir)[-1]
     trained.save()
     assert not leftover.exists()
 
@@ -77,11 +79,11 @@ def full_disk() -> Iterator[None]:
 
 def test_a_full_disk_leaves_the_old_checkpoints_good(trained: Run, full_disk: None) -> None:  # noqa: ARG001
     """The save fails with the reason and the way out; what was there still verifies, and nothing half-written stays."""
-    before = trained.checkpoints.all()
+    before = finished_checkpoints(trained.checkpoints.dir)
     trained.state = trained.state.advance(8, applied=True)
-    with pytest.raises(CheckpointError, match=r"step-00000009: could not be written \(.* GB free.*untouched"):
+    with pytest.raises(NotWrittenError, match=r"step-00000009: could not be written \(.* GB free.*untouched"):
         trained.save()
-    assert trained.checkpoints.all() == before
+    assert finished_checkpoints(trained.checkpoints.dir) == before
     assert [fault_of(path) for path in before] == [None, None]
     assert sorted(trained.checkpoints.dir.iterdir()) == before
 
@@ -94,7 +96,7 @@ def test_a_save_that_fails_without_a_word_is_named_by_its_kind(trained: Run, mon
         raise EOFError
 
     monkeypatch.setattr(dist_checkpointing, "save", end)
-    with pytest.raises(CheckpointError, match=r"could not be written \(EOFError\(\); .* GB free"):
+    with pytest.raises(NotWrittenError, match=r"could not be written \(EOFError\(\); .* GB free"):
         trained.save()
 
 
@@ -103,7 +105,7 @@ def test_only_the_newest_are_kept(trained: Run) -> None:
     trained.checkpoints.keep = 2
     trained.state = trained.state.advance(8, applied=True)
     trained.save()
-    assert [path.name for path in trained.checkpoints.all()] == ["step-00000008", "step-00000009"]
+    assert [path.name for path in finished_checkpoints(trained.checkpoints.dir)] == ["step-00000008", "step-00000009"]
 
 
 def test_another_shape_is_refused_by_name(trained: Run, tiny: Callable[..., RunConfig]) -> None:
@@ -112,6 +114,6 @@ def test_another_shape_is_refused_by_name(trained: Run, tiny: Callable[..., RunC
 
     other = tiny(model={"hidden_size": 32, "num_layers": 4, "hidden_dropout": 0.1})
     with pytest.raises(CheckpointError, match=r"num_layers is 2 there and 4 here; model.hidden_size is 64 there") as e:
-        build_run(other)
+        build_run(other, topology())
     assert "hidden_dropout" not in str(e.value)
     assert trained.checkpoints.newest() is not None

@@ -12,7 +12,8 @@ from torch import Tensor
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config import RunConfig
-from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.config.schema import ModelConfig
+from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("single_process")]
@@ -24,7 +25,7 @@ def losses(config: RunConfig) -> list[float]:
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    train(build_run(config))
+    train(build_run(config, topology()))
     return [line["train/loss"] for line in read_jsonl(config.dir / "metrics.jsonl") if "train/loss" in line]
 
 
@@ -76,7 +77,7 @@ def hidden_states(backend: str, compiled: bool, ids: Tensor, plans: Any) -> tupl
 
     model = build_model(
         ModelConfig(**QUICKSTART),
-        ParallelConfig(),
+        topology(),
         vocab_size=128,
         precision="fp32",
         seed=1,

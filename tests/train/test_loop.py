@@ -10,8 +10,9 @@ import torch
 
 from megatron_sep.attention.separators import SeparatorError
 from megatron_sep.config import RunConfig
-from megatron_sep.data.batches import DataError
+from megatron_sep.data.samples import DataError
 from megatron_sep.data.shards import ShardError, write_shards
+from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 def build(config: RunConfig) -> "Run":  # noqa: F821
     from megatron_sep.train.run import build_run
 
-    return build_run(config)
+    return build_run(config, topology())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from megatron_sep.config import RunConfig
-from megatron_sep.convert.run import convert
-from megatron_sep.train.checkpoint import CheckpointError
+from megatron_sep.convert.convert import convert
+from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
-from megatron_sep.train.start import StartError
+from megatron_sep.weights.open_source import SourceError
+from megatron_sep.weights.sealed import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -25,7 +26,7 @@ def train_here(config: RunConfig) -> None:
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    train(build_run(config))
+    train(build_run(config, topology()))
 
 
 def valid(config: RunConfig) -> list[float]:
@@ -89,8 +90,8 @@ def test_what_does_not_fit_is_refused_before_training(run: Callable[..., RunConf
     convert(vanilla.dir, theirs)
 
     def refused(message: str, source: Path, **sections: Any) -> None:
-        with pytest.raises((StartError, CheckpointError), match=message):
-            build_run(run("again", checkpoint={"init_from": str(source)}, **sections))
+        with pytest.raises((SourceError, CheckpointError), match=message):
+            build_run(run("again", checkpoint={"init_from": str(source)}, **sections), topology())
         assert not (tmp_path / "again" / "checkpoints").exists()
 
     refused(
@@ -156,13 +157,13 @@ def test_the_loss_jumps_at_the_switch_and_is_back_within_a_tenth(
             train=counts | {"micro_batch_size": 8},
         )
 
-    full = build_run(make("full", SWITCH, {}))
+    full = build_run(make("full", SWITCH, {}), topology())
     train(full)
     before = losses(full)
     jumps = {}
     for name, attention in (("n=8", SEP), ("n=8-ht", SEP | {"full_layers": [0, -1]})):
         start = {"init_from": str(full.config.dir), "init_step": SWITCH}
-        run = build_run(make(name, SWITCH + RECOVERY, attention, **start))
+        run = build_run(make(name, SWITCH + RECOVERY, attention, **start), topology())
         jump = losses(run) - before
         jumps[name] = float(jump.mean())
         assert jumps[name] > 3 * float(jump.std()) / len(jump) ** 0.5, name

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from megatron_sep.config import RunConfig, to_yaml
-from megatron_sep.train.checkpoint import Checkpoints
+from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.weights.sealed import newest_verified
 
 EXACT = ("train/loss", "train/lr", "train/grad_norm", "train/consumed", "train/loss_scale", "valid/loss")
 
@@ -23,7 +24,7 @@ def train_here(config: RunConfig) -> None:
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    train(build_run(config))
+    train(build_run(config, topology()))
 
 
 def start(config: RunConfig, path: Path) -> subprocess.Popen[bytes]:
@@ -43,7 +44,7 @@ def numbers(run_dir: Path) -> list[dict[str, float]]:
 def tensors(run_dir: Path) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
-    newest = Checkpoints(run_dir, None).newest()
+    newest = newest_verified(run_dir / "checkpoints")
     assert newest is not None
     return dict(dist_checkpointing.load_plain_tensors(str(newest)))
 
@@ -96,11 +97,12 @@ def test_stopping_and_starting_changes_nothing(
         pass
 
     def stop(run: Run) -> None:
-        run.checkpoints.save(run.state, run.config, run.vocab_size, run.engine.state())
+        save(run)
         raise PoweredOffError
 
     cut = straight.model_copy(update={"dir": tmp_path / "cut"})
-    run = build_run(cut)
+    run = build_run(cut, topology())
+    save = Run.save
     monkeypatch.setattr(Run, "save", stop)
     from megatron_sep.train.loop import train as loop
 

@@ -1,0 +1,141 @@
+"""The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.model.core_attention import SepCoreAttention
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, built as megatron-core builds its norms."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_replicated(self, config)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, built as megatron-core builds its norms."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_replicated(self, config)
+
+
+_COMPILATIONS = 64
+"""The most of one layer: each window of an annealing has its own, in training and in validation."""
+NORMS: Mapping[str, type[torch.nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def _mark_replicated(norm: torch.nn.Module, config: TransformerConfig) -> None:
+    """Tell megatron-core to sum these gradients over the tensor-parallel ranks."""
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
+    """megatron-core's row-parallel matrix product, told its group.
+
+    Left to itself it passes None on, and the warning about that is a break in the compiled layer.
+    """
+
+    _forward_impl: Callable[..., Tensor]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._multiply: Callable[..., Tensor] = self._forward_impl
+        self._forward_impl = self._multiply_in_group
+
+    def _multiply_in_group(self, **arguments: Any) -> Tensor:
+        return self._multiply(**arguments | {"tp_group": self.tp_group})
+
+
+class DecoderLayer(TransformerLayer):  # type: ignore[misc]
+    """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
+
+    def __init__(self, *args: Any, parallel_residual: bool, recompute: bool, compiled: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recompute = recompute
+        residual = self._parallel_residual if parallel_residual else self._sequential_residual
+        self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
+        plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
+        if self.recompute and self.training:
+            kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
+            return checkpoint(
+                self.residual, hidden_states, plan, rotary_pos_emb, use_reentrant=False, context_fn=kept
+            ), None
+        return self.residual(hidden_states, plan, rotary_pos_emb), None
+
+    def _parallel_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
+        transformed = self.mlp(self.pre_mlp_layernorm(x))
+        return self._add(transformed, self._add(attended, x))
+
+    def _sequential_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
+        x = self._add(attended, x)
+        return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
+
+    def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
+        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+        return add(output_with_bias, x, self.hidden_dropout)  # type: ignore[no-any-return]
+
+
+def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """All layers share their compilations; after torch's own limit of 8 they would go on uncompiled."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _COMPILATIONS)
+    return torch.compile(residual, dynamic=False)
+
+
+def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Contexts for torch's checkpoint: the recomputation draws from megatron-core's random states as they were."""
+    return contextlib.nullcontext(), _restored(states)
+
+
+@contextlib.contextmanager
+def _restored(states: dict[str, Tensor]) -> Iterator[None]:
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    now = tracker.get_states()
+    tracker.set_states(states)
+    try:
+        yield
+    finally:
+        tracker.set_states(now)
+
+
+def decoder_block(
+    *,
+    num_layers: int,
+    norm: str,
+    parallel_residual: bool,
+    recompute: bool,
+    compiled: bool,
+    backend: str,
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage and the final norm, for GPTModel."""
+    spec: ModuleSpec = get_gpt_layer_local_spec()
+    spec.module = DecoderLayer
+    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = NORMS[norm]
+    parts.self_attention.submodules.core_attention = ModuleSpec(module=SepCoreAttention, params={"backend": backend})
+    parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
+    parts.sharded_state_dict_keys_map = {}
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=NORMS[norm])

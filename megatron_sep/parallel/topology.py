@@ -1,0 +1,98 @@
+"""Where a process stands in its job: one value, made once and handed to whoever needs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One way in which the work is split: this process's part of ``size`` parts."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """Ranks and sizes of a job, this process's device, and what the processes tell each other outside the model."""
+
+    process: Axis
+    """Among all processes of the job."""
+    data: Axis
+    """Other sequences, the same weights."""
+    tensor: Axis
+    """Parts of each matrix."""
+    pipeline: Axis
+    """Consecutive layers."""
+    context: Axis
+    """Parts of each sequence."""
+    device: torch.device
+    data_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``data`` alone; None: all of them."""
+
+    @property
+    def first(self) -> bool:
+        """Does this process speak, log and seal for the job?"""
+        return self.process.rank == 0
+
+    @property
+    def first_stage(self) -> bool:
+        """Does this process hold the embedding?"""
+        return self.pipeline.rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Does this process compute the loss?"""
+        return self.pipeline.rank == self.pipeline.size - 1
+
+    def stage_layers(self, num_layers: int) -> range:
+        """The layers of the whole model that this pipeline stage holds."""
+        count = num_layers // self.pipeline.size
+        return range(self.pipeline.rank * count, (self.pipeline.rank + 1) * count)
+
+    def say(self, message: str) -> None:
+        """Print once for the job."""
+        if self.first:
+            print(message, flush=True)
+
+    def sum_over_data(self, counts: Tensor) -> Tensor:
+        """Of a tensor that each data-parallel rank has its own of; in place."""
+        dist.all_reduce(counts, group=self.data_group)
+        return counts
+
+    def mean_over_last_stages(self, value: Tensor) -> Tensor:
+        """Of a scalar that only last pipeline stages have, 0 elsewhere; every process gets it."""
+        dist.all_reduce(value)
+        return value * self.pipeline.size / self.process.size
+
+    def tell(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, told to all; an error there is every process's error."""
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = make()
+            except Exception as error:  # handed on, whatever it is
+                found[1] = error
+        dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def collect(self, make: Callable[[], Any]) -> list[Any]:
+        """What every process makes, told to all, by rank; the first error among them is every process's error."""
+        own: tuple[Any, Exception | None]
+        try:
+            own = (make(), None)
+        except Exception as error:  # handed on, whatever it is
+            own = (None, error)
+        found: list[Any] = [None] * self.process.size
+        dist.all_gather_object(found, own)
+        for _, failure in found:
+            if failure is not None:
+                raise failure
+        return [value for value, _ in found]

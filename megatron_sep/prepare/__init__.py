@@ -1,0 +1,1 @@
+"""Text into shards: read, deduplicate, decontaminate, tokenise, write, with a receipt."""

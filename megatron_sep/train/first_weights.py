@@ -1,0 +1,44 @@
+"""The weights that a new run starts from, where they are not drawn."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_sep.config.schema import ModelConfig
+from megatron_sep.weights.open_source import OpenedSource, SourceError, open_source
+
+
+def open_first_weights(path: Path, model: ModelConfig, tokenizer: Path, tokens: int) -> OpenedSource:
+    """``checkpoint.init_from``, once weights, tokenizer and vocabulary are seen to fit; ``tokens``: of the tokenizer.
+
+    Raises SourceError, and what ``open_source`` raises.
+    """
+    source = open_source(path, model)
+    if source.vocab_size < tokens:
+        raise SourceError(
+            f"{source.place}: its embedding has {source.vocab_size} rows, tokenizer.path={tokenizer} has "
+            f"{tokens} tokens: use the tokenizer it was trained with"
+        )
+    if source.tokenizer is not None:
+        _same_tokenizer(source.tokenizer, tokenizer)
+    return source
+
+
+def _same_tokenizer(theirs: Path, ours: Path) -> None:
+    """Raise SourceError where two tokenizers give other ids to the same text."""
+    if theirs.suffix != ours.suffix or not theirs.is_file():
+        return
+    if theirs.suffix != ".json":
+        same = theirs.read_bytes() == ours.read_bytes()
+    else:
+        same = _vocabulary(theirs) == _vocabulary(ours)
+    if not same:
+        raise SourceError(
+            f"tokenizer.path={ours} is not {theirs}, which the weights were trained with; set tokenizer.path to it"
+        )
+
+
+def _vocabulary(path: Path) -> tuple[Any, Any]:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
+    return settings["model"].get("vocab"), added

@@ -1,0 +1,202 @@
+"""Forward, backward and step over every parallel rank: megatron-core's schedules, DDP and distributed optimizer."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
+from megatron_sep.parallel.topology import Topology
+from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.microbatch import Microbatch
+
+Tree = dict[str, Any]
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+_RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
+"""What torch's distributed checkpoint calls the files of a rank."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A save that is over."""
+
+    files: tuple[Path, ...]
+
+    def finish(self) -> Sequence[Path]:
+        """The files that this rank wrote."""
+        return self.files
+
+
+class MegatronEngine(Engine):
+    """Trains one GPTModel; every rank of the job holds one."""
+
+    name = "megatron"
+
+    def __init__(
+        self,
+        model: GPTModel,
+        topology: Topology,
+        optimizer: OptimizerConfig,
+        *,
+        precision: str,
+        loss_scale: LossScaleConfig,
+        sequence_length: int,
+        micro_batch_size: int,
+    ) -> None:
+        self._topology, self._config = topology, optimizer
+        self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
+        core = model.config
+        self._module = model if precision == "fp32" else Float16Module(core, model)
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        )
+        self._model = DistributedDataParallel(core, ddp, self._module)
+        self._optimizer = _optimizer(self._model, optimizer, precision, loss_scale)
+        core.finalize_model_grads_func = finalize_model_grads
+        core.grad_scale_func = self._optimizer.scale_loss
+        self._run = get_forward_backward_func()
+
+    def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+        """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
+        self._model.train()
+        self._model.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        return self._schedule(microbatches, count, forward_only=False)
+
+    @torch.no_grad()
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
+        self._model.eval()
+        return self._schedule(microbatches, count, forward_only=True)
+
+    def loss_scale(self) -> float:
+        """Factor on the loss before the backward pass; 1 but for fp16."""
+        return float(self._optimizer.get_loss_scale())
+
+    @torch.no_grad()
+    def step(self, lr: float) -> StepResult:
+        """Clip and apply the gradients, unless one of them is not finite on any rank."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
+        if self._optimizer.prepare_grads():  # fp16: an overflow, and the loss scale was lowered
+            return StepResult(math.inf, applied=False)
+        clip = self._config.clip_grad
+        norm = float(self._optimizer.clip_grad_norm(clip) if clip else self._optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            return StepResult(norm, applied=False)
+        self._optimizer.step_with_ready_grads()
+        return StepResult(norm, applied=True)
+
+    def begin_save(self, folder: Path) -> Written:
+        """In torch's distributed format, through megatron-core; the folder holds all of it when this returns."""
+        dist_checkpointing.save(self._state(), str(folder))
+        return Written(tuple(path for path in sorted(folder.iterdir()) if self._wrote(path)))
+
+    def _wrote(self, path: Path) -> bool:
+        """A rank's own tensors are its own; what there is once for the job is the first rank's."""
+        found = _RANK_FILE.fullmatch(path.name)
+        return int(found[1] if found else 0) == self._topology.process.rank
+
+    def load(self, folder: Path) -> None:
+        """On this or another number of ranks, in this or another layout."""
+        self._take_over(dist_checkpointing.load(self._state(loading=True), str(folder)))
+
+    def _state(self, loading: bool = False) -> Tree:
+        """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
+        weights = self._module.sharded_state_dict()
+        optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
+        return {"model": weights, "optimizer": optimizer}
+
+    def _take_over(self, state: Tree) -> None:
+        self._module.load_state_dict(state["model"])
+        settings = dict(state["optimizer"])
+        moments = settings.pop("param_state")
+        self._optimizer.load_state_dict(settings)
+        # megatron-core gives every parameter the same step tensor, which torch's AdamW would advance once for each,
+        # and then looks for it among the moments
+        per_parameter = self._optimizer.optimizer.state
+        steps = {parameter: values.pop("step").clone() for parameter, values in per_parameter.items()}
+        self._optimizer.load_parameter_state_from_fully_reshardable(moments)
+        for parameter, step in steps.items():
+            per_parameter[parameter]["step"] = step
+
+    def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
+        losses = self._run(
+            forward_step_func=_forward,
+            data_iterator=iter(microbatches),
+            model=[self._model],
+            num_microbatches=count,
+            seq_length=self._sequence_length,
+            micro_batch_size=self._micro_batch_size,
+            forward_only=forward_only,
+        )
+        found = [loss["loss"] for loss in losses]  # of the last pipeline stage alone
+        mean: Tensor = torch.stack(found).mean() if found else torch.zeros((), device=self._topology.device)
+        return self._topology.mean_over_last_stages(mean)
+
+
+def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    batch = next(microbatches)
+    return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), partial(
+        _mean_loss, batch.weight_BT
+    )
+
+
+def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = (loss_BT.float() if weight_BT is None else loss_BT.float() * weight_BT).mean()
+    return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
+
+
+def _optimizer(
+    model: DistributedDataParallel,
+    config: OptimizerConfig,
+    precision: str,
+    scale: LossScaleConfig,
+) -> MegatronOptimizer:
+    """AdamW on fp32 master weights; one fused kernel a step."""
+    core = CoreOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        use_distributed_optimizer=True,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        params_dtype=next(model.parameters()).dtype,
+        initial_loss_scale=scale.initial,
+        min_loss_scale=scale.minimum,
+        loss_scale_window=scale.growth_interval,
+        hysteresis=scale.hysteresis,
+    )
+    optimizer = get_megatron_optimizer(core, [model])
+    (optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    for group in optimizer.param_groups:
+        group["fused"] = True
+        for parameter in group["params"]:
+            _start_state(optimizer.optimizer.state[parameter], parameter)
+    return optimizer
+
+
+def _start_state(state: Tree, parameter: Tensor) -> None:
+    """AdamW's state before its first step, so that a checkpoint has the same content whenever it is made."""
+    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    state["exp_avg"] = torch.zeros_like(parameter)
+    state["exp_avg_sq"] = torch.zeros_like(parameter)

@@ -1,0 +1,79 @@
+"""The weights of a training checkpoint in torch's distributed format, which stacks its layers: one layer at a time.
+
+megatron-core itself can only load all layers of a stack at once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_sep.weights.tensor_files import UNREADABLE, Shape, WeightsError
+
+_STACK = "decoder.layers."
+
+
+class CheckpointFiles:
+    """The weights of a training checkpoint, which stacks its layers: one layer is read at a time.
+
+    megatron-core itself can only load all layers of a stack at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._reader = FileSystemReader(path)
+        try:
+            metadata = self._reader.read_metadata()
+        except (CheckpointException, *UNREADABLE) as error:
+            raise WeightsError(f"{path}: is no checkpoint of megatron-core: {error}") from error
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._saved = {
+            key: value
+            for key, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata) and not key.startswith("optimizer.")
+        }
+
+    def shapes(self) -> Mapping[str, Shape]:
+        found: dict[str, Shape] = {}
+        for key, value in self._saved.items():
+            rest = key.removeprefix(_STACK)
+            if rest == key:
+                found[key] = tuple(value.size)
+            else:
+                found |= {f"{_STACK}{i}.{rest}": tuple(value.size[1:]) for i in range(value.size[0])}
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        number, _, rest = name.removeprefix(_STACK).partition(".")
+        stacked = name.startswith(_STACK)
+        key = f"{_STACK}{rest}" if stacked else name
+        saved = self._saved[key]
+        sizes = torch.Size([1, *saved.size[1:]]) if stacked else saved.size
+        offsets = torch.Size([int(number) if stacked else 0, *[0] * (len(sizes) - 1)])
+        frame = torch.empty(sizes, dtype=saved.properties.dtype, device="cpu")
+        wanted = create_read_items_for_chunk_list(key, saved, [ChunkStorageMetadata(offsets, sizes)])
+        self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
+        return frame[0] if stacked else frame
+
+
+class _Into(DefaultLoadPlanner):
+    """Reads parts of a saved tensor into one tensor of ours."""
+
+    def __init__(self, frame: Tensor) -> None:
+        super().__init__()
+        self._frame = frame
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        part = self._frame
+        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            part = part.narrow(axis, start, length)
+        return part
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        """The tensor is part of the frame already."""

@@ -1,0 +1,180 @@
+"""config.json of Hugging Face's GPTNeoX and Llama to the model section and back; torch-free."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_sep.config.schema import AttentionConfig, ModelConfig
+from megatron_sep.errors import UserError
+
+Json = dict[str, Any]
+SEP = "sep_attention"
+"""Key of config.json under which an export holds its attention pattern."""
+
+
+KNOWN_TYPES = ("gpt_neox", "llama")
+"""Architectures whose weights have a place in this program's models."""
+
+
+class HuggingFaceError(UserError):
+    """A config.json of an architecture, or with a setting, that this program does not have."""
+
+
+def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
+    """The model and the attention pattern of DIR/config.json. Raises HuggingFaceError, naming the key."""
+    file = path / "config.json"
+    try:
+        values: Json = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HuggingFaceError(f"{file}: cannot be read: {error}") from error
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in KNOWN_TYPES:
+        raise HuggingFaceError(f"{file}: model_type={kind!r}; known are {', '.join(KNOWN_TYPES)}")
+    try:
+        shared = {ours: values[theirs] for ours, theirs in _SHARED.items()}
+        settings = shared | {"gpt_neox": _neox, "llama": _llama}[kind](values)
+        return ModelConfig.model_validate(settings), _attention(values.get(SEP) or {})
+    except KeyError as error:
+        raise HuggingFaceError(f"{file}: has no {error.args[0]}") from error
+    except ValueError as error:
+        raise HuggingFaceError(f"{file}: {error}") from error
+
+
+def _attention(sep: Mapping[str, Any]) -> AttentionConfig:
+    settings = {key: value for key, value in sep.items() if key != "document_end"}
+    return AttentionConfig.model_validate(settings | {"document_boundaries": sep.get("document_end") is not None})
+
+
+_SHARED = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+
+
+def _neox(values: Mapping[str, Any]) -> Json:
+    _only(values, "hidden_act", "gelu")
+    _only(values, "attention_bias", True)
+    rope = _rope(values, values.get("rotary_emb_base", 10000))
+    _only(rope, "rope_type", "default")
+    return {
+        "sequence_length": values.get("max_position_embeddings", 2048),
+        "parallel_residual": values.get("use_parallel_residual", True),
+        "rotary_fraction": rope.get("partial_rotary_factor", values.get("rotary_pct", 0.25)),
+        "rotary_base": int(rope["rope_theta"]),
+        "norm_eps": values.get("layer_norm_eps", 1e-5),
+        "tie_embeddings": values.get("tie_word_embeddings", False),
+    }
+
+
+def _llama(values: Mapping[str, Any]) -> Json:
+    for key, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        _only(values, key, known)
+    _only(values, "head_dim", values["hidden_size"] // values["num_attention_heads"], none_too=True)
+    rope = _rope(values, 10000)
+    scaling = None
+    if rope.get("rope_type", "default") == "llama3":
+        scaling = {ours: rope[theirs] for ours, theirs in _SCALING.items()}
+    else:
+        _only(rope, "rope_type", "default")
+    return {
+        "num_key_value_heads": values.get("num_key_value_heads"),
+        "sequence_length": min(values.get("max_position_embeddings", 8192), 8192),
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "biases": False,
+        "parallel_residual": False,
+        "rotary_fraction": 1.0,
+        "rotary_base": int(rope["rope_theta"]),
+        "rotary_scaling": scaling,
+        "norm_eps": values.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": values.get("tie_word_embeddings", False),
+    }
+
+
+_SCALING = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_length": "original_max_position_embeddings",
+}
+
+
+def _rope(values: Mapping[str, Any], base: float) -> Json:
+    """transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
+    rope = {"rope_theta": values.get("rope_theta", base)} | (values.get("rope_scaling") or {})
+    rope |= values.get("rope_parameters") or {}
+    if "type" in rope:
+        rope.setdefault("rope_type", rope["type"])
+    return rope
+
+
+def _only(values: Mapping[str, Any], key: str, known: Any, none_too: bool = False) -> None:
+    found = values.get(key, known)
+    if found != known and not (none_too and found is None):
+        raise HuggingFaceError(f"{key}={found!r}: known is {known!r}")
+
+
+def make_config(model: ModelConfig, vocab_size: int, sep: Json, dtype: str, eod_id: int | None) -> Json:
+    """config.json of an export, which transformers reads as GPTNeoX or Llama and, with its own code, as SepLLM."""
+    llama = model.gated_mlp
+    architecture = "LlamaForCausalLM" if llama else "GPTNeoXForCausalLM"
+    shared = {theirs: getattr(model, ours) for ours, theirs in _SHARED.items()}
+    shared |= {"intermediate_size": model.mlp_size, "vocab_size": vocab_size}
+    return {
+        "architectures": [architecture],
+        "model_type": "llama" if llama else "gpt_neox",
+        "auto_map": {"AutoModelForCausalLM": f"modeling_sep.Sep{architecture}"},
+        "dtype": dtype,
+        "bos_token_id": eod_id,
+        "eos_token_id": eod_id,
+        "initializer_range": model.init_std,
+        "max_position_embeddings": model.sequence_length,
+        "tie_word_embeddings": model.tie_embeddings,
+        SEP: sep,
+        **shared,
+        **(_as_llama(model) if llama else _as_neox(model)),
+    }
+
+
+def _as_neox(model: ModelConfig) -> Json:
+    _expressible(model, norm="layernorm", biases=True, rotary_scaling=None)
+    if model.key_value_heads != model.num_attention_heads:
+        raise HuggingFaceError(f"num_key_value_heads={model.num_key_value_heads}: GPTNeoX has no groups of heads")
+    return {
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.norm_eps,
+        "use_parallel_residual": model.parallel_residual,
+        "rotary_pct": model.rotary_fraction,
+        "rotary_emb_base": model.rotary_base,
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+    }
+
+
+def _as_llama(model: ModelConfig) -> Json:
+    _expressible(model, norm="rmsnorm", biases=False, rotary_fraction=1.0, parallel_residual=False)
+    rope: Json = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
+    if model.rotary_scaling:
+        rope["rope_type"] = "llama3"
+        rope |= {theirs: getattr(model.rotary_scaling, ours) for ours, theirs in _SCALING.items()}
+    return {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_key_value_heads": model.key_value_heads,
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": rope,
+    }
+
+
+def _expressible(model: ModelConfig, **known: Any) -> None:
+    for key, value in known.items():
+        if getattr(model, key) != value:
+            raise HuggingFaceError(
+                f"model.{key}={getattr(model, key)!r} with activation={model.activation}: transformers has no such "
+                f"architecture; known is {value!r}"
+            )

@@ -1,0 +1,120 @@
+"""Instruction data: whole examples in packed rows, and a loss that counts the responses alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_sep.config import RunConfig
+from megatron_sep.config.schema import InstructionsConfig
+from megatron_sep.data.instructions import Instructions, instructions_of
+from megatron_sep.data.samples import DataError
+from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sep.parallel.groups import topology
+
+EXAMPLES = [{"prompt": f"one {'two ' * (i % 5)}?", "response": f"three {'alpha ' * (i % 7)}."} for i in range(40)]
+
+
+@pytest.fixture
+def tokenizer(corpus: Path) -> Tokenizer:
+    return load_tokenizer(corpus / "tokenizer.json")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "examples.jsonl"
+    file.write_text("".join(json.dumps(example) + "\n" for example in EXAMPLES))
+    return file
+
+
+def opened(path: Path, tokenizer: Tokenizer, shuffle: bool = False, **settings: Any) -> Instructions:
+    config = InstructionsConfig(path=path, **settings)
+    return Instructions(config, tokenizer, 64, seed=1, shuffle=shuffle)
+
+
+def test_every_example_stands_once_and_whole_in_a_row(path: Path, tokenizer: Tokenizer) -> None:
+    """The rows, cut at the end-of-document token, are the examples in their order; the rest of a row is filling."""
+    samples = opened(path, tokenizer)
+    rows = samples.take(0, samples.num_samples)
+    text = tokenizer.decode(rows[rows != tokenizer.eod_id].tolist())
+    assert text == "".join(f"{e['prompt']}\n{e['response']}" for e in EXAMPLES)
+    assert int((rows[:, 0] == tokenizer.eod_id).sum()) == 0
+
+
+def test_the_loss_counts_the_responses_and_their_ends(path: Path, tokenizer: Tokenizer) -> None:
+    """What the mask marks is each response and one end-of-document token, and nothing else."""
+    samples = opened(path, tokenizer, shuffle=True)
+    rows, learnt = samples.take(0, samples.num_samples), samples.loss_mask(0, samples.num_samples)
+    marked = tokenizer.decode(rows[learnt].tolist())
+    assert sorted(marked.split("<|endoftext|>")[:-1]) == sorted(example["response"] for example in EXAMPLES)
+
+
+def test_the_order_depends_on_the_seed_and_the_number_alone(path: Path, tokenizer: Tokenizer) -> None:
+    """Rows taken one at a time are those taken together, in the second epoch too."""
+    samples = opened(path, tokenizer, shuffle=True)
+    count = samples.num_samples + 3
+    together = samples.take(0, count)
+    assert all(np.array_equal(together[i], samples.sample(i)) for i in range(count))
+    assert not np.array_equal(together, opened(path, tokenizer).take(0, count))
+
+
+def test_validation_is_the_end_of_the_file(path: Path, tokenizer: Tokenizer) -> None:
+    """The splits share no example and hold all of them."""
+    config = InstructionsConfig(path=path, valid=0.25)
+    train, valid = (instructions_of(config, split, 64, tokenizer, 1, True) for split in ("train", "valid"))
+    counts = [
+        int((s.take(0, s.num_samples)[s.loss_mask(0, s.num_samples)] == tokenizer.eod_id).sum()) for s in (train, valid)
+    ]
+    assert counts == [30, 10]
+    assert "?\n" in tokenizer.decode(valid.take(0, 1)[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 41: is no JSON"),
+        ('{"prompt": "a"}', "line 41: has no text under 'response'"),
+        ('["a"]', "line 41: has no text under 'prompt'"),
+        (json.dumps({"prompt": "a " * 200, "response": "b"}), "line 41: .* tokens do not fit into a sequence of 64"),
+    ],
+)
+def test_bad_lines_are_named(line: str, message: str, path: Path, tokenizer: Tokenizer) -> None:
+    """File, line and the way out."""
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=message):
+        opened(path, tokenizer)
+
+
+def test_long_examples_are_dropped_and_counted_where_asked(path: Path, tokenizer: Tokenizer) -> None:
+    """on_long: drop."""
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "a " * 200, "response": "b"}) + "\n")
+    assert opened(path, tokenizer, on_long="drop").dropped == 1
+
+
+@pytest.mark.usefixtures("single_process")
+def test_prompts_give_no_gradient_and_the_loss_is_one_mean(tiny: Callable[..., RunConfig], path: Path) -> None:
+    """The training loss is the mean over the response tokens of the whole batch, whatever the micro-batches."""
+    from megatron_sep.train.run import build_run
+
+    losses = []
+    for size in (2, 8):
+        config = tiny(
+            attention={"document_boundaries": True},
+            data={"path": None, "instructions": {"path": str(path)}},
+            train={"eval_every": 0, "micro_batch_size": size},
+        )
+        run = build_run(config, topology())
+        batches = list(run.train_data.take(0))
+        losses.append(float(run.engine.forward_backward(iter(batches), len(batches))))
+    (batch,) = batches
+    with torch.no_grad():
+        each = run.engine._module(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT)
+    learnt = torch.from_numpy(run.train_data.samples.loss_mask(0, 8))[:, 1:]
+    assert losses[0] == pytest.approx(float(each[learnt].mean()), rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -1,0 +1,105 @@
+"""A run that an older version began goes on: the checkpoint in tests/fixtures was written by version 0.1.0."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_sep.config import RunConfig, load_config
+from megatron_sep.parallel.groups import topology
+from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.weights.open_source import open_source
+from megatron_sep.weights.sealed import CheckpointError, describe, fault_of, newest_verified
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-of-format-1"
+EXACT = ("train/lr", "train/consumed", "train/skipped", "attention/visible", "attention/separator_density")
+CLOSE = ("train/loss", "train/grad_norm", "valid/loss")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """The run's configuration, on a copy of it."""
+    folder = tmp_path / "run"
+    shutil.copytree(FIXTURE, folder)
+    paths = [f"dir={folder}", f"tokenizer.path={folder / 'tokenizer.json'}", f"data.path={folder / 'corpus'}"]
+    return load_config(folder / "run.yaml", [*paths, "optimizer.decay_steps=8", "checkpoint.keep=null"])
+
+
+def build(config: RunConfig) -> "Run":  # noqa: F821
+    from megatron_sep.train.run import build_run
+
+    return build_run(config, topology())
+
+
+def sums(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes."""
+    from megatron.core import dist_checkpointing
+
+    found: dict[str, Any] = dist_checkpointing.load_plain_tensors(str(checkpoint))
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {
+        n: hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in tensors.items()
+    }
+
+
+def test_what_is_loaded_is_what_was_saved_bit_for_bit(config: RunConfig) -> None:
+    """Weights, both moments and the step survive being loaded and saved again, in today's format."""
+    old = newest_verified(config.dir / "checkpoints")
+    assert old is not None
+    assert "format" not in json.loads((old / "manifest.json").read_text())
+    run = build(config)
+    assert (run.state.step, run.state.consumed) == (4, 16)
+    shutil.rmtree(old)
+    new = run.save()
+    assert json.loads((new / "manifest.json").read_text())["format"] == 2
+    assert fault_of(new) is None
+    assert sums(new) == json.loads((FIXTURE / "sums.json").read_text())
+
+
+def test_it_trains_on_as_the_older_version_did(config: RunConfig) -> None:
+    """Steps 5 to 8 have the data, the rates and, to the rounding of another processor, the losses of that version."""
+    from megatron_sep.train.loop import train
+
+    train(build(config))
+    expected = read_jsonl(FIXTURE / "after.jsonl")
+    found = [line for line in read_jsonl(config.dir / "metrics.jsonl") if line["step"] > 4]
+    assert [line["step"] for line in found] == [line["step"] for line in expected] == [5, 6, 7, 8, 8]
+    for new, old in zip(found, expected, strict=True):
+        assert {k: new[k] for k in EXACT if k in old} == {k: old[k] for k in EXACT if k in old}
+        for key in CLOSE:
+            assert new.get(key) == (pytest.approx(old[key], rel=1e-5) if key in old else None), (new["step"], key)
+
+
+def test_its_weights_are_opened_too(config: RunConfig) -> None:
+    """Conversion and inference read an older checkpoint by its upgraded manifest."""
+    source = open_source(config.dir)
+    assert source.config.vocab_size == 384
+    assert describe(source.place).engine == "megatron"
+    assert sum(len(group) for group in source) == 2 * 12 + 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 3}, r"has format 3, this version reads 1 to 2; use the version of megatron_sep that wrote it"),
+        ({"format": 2}, r"says nothing of its engine"),
+    ],
+)
+def test_a_manifest_that_is_not_known_is_refused_by_name(
+    config: RunConfig, change: dict[str, Any], message: str
+) -> None:
+    """A newer format, and one that claims to be of today and lacks what today's has."""
+    path = newest_verified(config.dir / "checkpoints")
+    assert path is not None
+    manifest = json.loads((path / "manifest.json").read_text()) | change
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    (path / "manifest.sha256").write_text(digest)
+    with pytest.raises(CheckpointError, match=message):
+        describe(path)

@@ -23,7 +23,7 @@ from megatron_sep.config.schema import LossScaleConfig, ModelConfig, OptimizerCo
 from megatron_sep.config.size import ModelSize
 from megatron_sep.parallel.groups import process_groups
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.metrics import peak_flops
+from megatron_sep.train.peak import peak_flops
 
 VOCAB = 50304
 SEPARATORS = tuple(range(9))

@@ -27,9 +27,21 @@ class Annealing:
         final = self._final_window()
         if self.config is None or final is None or done >= self.config.steps:
             return None
-        halvings = max(0, (self.config.start - 1).bit_length() - (final - 1).bit_length())
-        stage = done * max(1, halvings) // self.config.steps
-        return max(final, self.config.start >> stage)
+        windows = self.config.windows(final)
+        return windows[done * len(windows) // self.config.steps]
+
+    def stages(self) -> dict[int, int]:
+        """Each window by the first step that has it, the last one included; empty where nothing shrinks."""
+        final = self._final_window()
+        if self.config is None or final is None:
+            return {}
+        steps = range(self.first_step + 1, self.first_step + self.config.steps + 1)
+        found: dict[int, int] = {}
+        for step in steps:
+            window = self.window(step)
+            if window is not None and window not in found.values():
+                found[step] = window
+        return found | {steps.stop: final}
 
     def _final_window(self) -> int | None:
         return next((pattern.window for pattern in self.final.patterns if pattern.window is not None), None)

@@ -118,6 +118,13 @@ class AnnealingConfig(Section):
     steps: PositiveInt
     """Steps of the run until the window is `attention.window`."""
 
+    def windows(self, final: int) -> tuple[int, ...]:
+        """The windows on the way to ``final``, each half of the one before it; every one has its share of the steps."""
+        found = [self.start]
+        while found[-1] // 2 > final:
+            found.append(found[-1] // 2)
+        return tuple(found)
+
 
 class AttentionConfig(Section):
     """What a token sees; the defaults are full causal attention."""
@@ -145,6 +152,9 @@ class AttentionConfig(Section):
     def _window_shrinks(self) -> Self:
         if self.anneal and (self.window is None or self.anneal.start < self.window):
             raise ValueError(f"anneal.start={self.anneal.start} must be a window of at least window={self.window}")
+        if self.anneal and self.window and self.anneal.steps < len(self.anneal.windows(self.window)):
+            windows = ", ".join(map(str, self.anneal.windows(self.window)))
+            raise ValueError(f"anneal.steps={self.anneal.steps} is less than a step for each of its windows {windows}")
         return self
 
 
@@ -241,7 +251,7 @@ class OptimizerConfig(Section):
     warmup: Fraction = 0.01
     """Share of the decay steps."""
     decay_steps: PositiveInt | None = None
-    """Step at which min_lr is reached; null: train.steps."""
+    """Step at which min_lr is reached; null: the train.steps that the run was started with."""
 
     @model_validator(mode="after")
     def _lr_falls(self) -> Self:

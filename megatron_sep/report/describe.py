@@ -2,10 +2,11 @@
 
 from itertools import groupby
 
+from megatron_sep.attention.annealing import Annealing
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.config.size import ModelSize
-from megatron_sep.data.resolved import resolve
+from megatron_sep.data.resolved import Resolved, resolve
 from megatron_sep.data.tokenizer import TokenizerError
 
 
@@ -25,7 +26,15 @@ def _size_and_layers(config: RunConfig) -> list[str]:
     return [
         f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {resolved.vocab_size:,}",
         *(f"# {line}" for line in layer_lines(resolved.rules.patterns)),
+        *_annealing_lines(config, resolved),
     ]
+
+
+def _annealing_lines(config: RunConfig, resolved: Resolved) -> list[str]:
+    """The windows of an annealing and the steps they begin at."""
+    stages = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step).stages()
+    shown = ", ".join(f"{window} from step {step}" for step, window in stages.items())
+    return [f"# window in training: {shown}"] if stages else []
 
 
 def layer_lines(patterns: tuple[AttentionPattern, ...]) -> list[str]:

@@ -13,6 +13,15 @@ class Due:
 
 
 @dataclass(frozen=True)
+class Left:
+    """How often each thing will still be done."""
+
+    steps: int
+    validations: int
+    saves: int
+
+
+@dataclass(frozen=True)
 class Calendar:
     """How often each thing is done; the last step is followed by all that is done at all. 0: never."""
 
@@ -24,6 +33,17 @@ class Calendar:
     def due(self, step: int) -> Due:
         """After step 1, 2, ..."""
         return Due(*(self._is_due(step, every) for every in (self.log_every, self.validate_every, self.save_every)))
+
+    def left(self, step: int) -> Left:
+        """Of the run after a step and what that step is followed by."""
+        return Left(
+            self.steps - step, self._times_left(step, self.validate_every), self._times_left(step, self.save_every)
+        )
+
+    def _times_left(self, step: int, every: int) -> int:
+        if not every or step >= self.steps:
+            return 0
+        return self.steps // every - step // every + (self.steps % every > 0)
 
     def _is_due(self, step: int, every: int) -> bool:
         return bool(every) and (step % every == 0 or step == self.steps)

@@ -48,9 +48,9 @@ class Feed:
             values |= {f"data/{s.name}/share_asked": s.asked for s in shares}
         return values
 
-    def take(self, consumed: int) -> Iterator[Microbatch]:
-        """The global batch that follows ``consumed`` sequences. Raises DataError, at the step that the data is of."""
-        rules = self.rules(consumed // self.global_batch_size + 1)
+    def take(self, step: int, consumed: int) -> Iterator[Microbatch]:
+        """The global batch of a step, which follows ``consumed`` sequences. Raises DataError where it is due."""
+        rules = self.rules(step)
         for ids_BT1, weight_BT1 in self._rows(consumed):
             yield Microbatch.of(ids_BT1, rules, self._topology.device, weight_BT1)
 

@@ -26,49 +26,52 @@ def train(run: Run) -> None:
         validate(run)
     for step in range(run.state.step + 1, config.train.steps + 1):
         seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
-        batches = run.statistics.counted(run.train_data.take(run.state.consumed))
+        batches = run.statistics.counted(run.train_data.take(step, run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
         lr = run.schedule(step)
         result = run.engine.step(lr)
         run.state = run.state.advance(config.train.global_batch_size, result.applied)
-        run.statistics.num_steps += 1
+        run.statistics.stepped(loss, result.applied)
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
         due = run.calendar.due(step)
         if due.log:
-            run.metrics.log(step, measured(run, step, float(loss), lr, result))
+            run.metrics.log(step, measured(run, step, lr, result))
         stop_if_diverged(skipped_in_a_row, step, config.train.max_skipped_steps)
         if due.validate:
             validate(run)
         if due.save:
-            run.save()
+            with run.statistics.aside("save"):
+                run.save()
+    run.metrics.log(run.state.step, run.statistics.times("save"))
     run.metrics.close()
 
 
-def measured(run: Run, step: int, loss: float, lr: float, result: StepResult) -> dict[str, float]:
+def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, float]:
+    """What a status line tells: of the step itself, and means since the last line."""
     return {
-        "train/loss": loss,
+        **run.statistics.values(step),
         "train/lr": lr,
         "train/grad_norm": result.grad_norm,
         "train/consumed": run.state.consumed,
         "train/skipped": run.state.skipped,
         "train/loss_scale": run.engine.loss_scale(),
-        **run.statistics.rates(step),
         **run.train_data.shares(run.state.consumed),
     }
 
 
 def validate(run: Run) -> None:
-    """The mean loss of the first ``eval_batches`` global batches of the validation split, always the same ones."""
+    """The mean loss of the first rows of the validation split, always the same ones."""
     if run.valid_data is None:
         return
     size = run.config.train.global_batch_size
-    losses = [
-        float(run.engine.evaluate(run.valid_data.take(i * size), run.valid_data.num_microbatches))
-        for i in range(run.config.train.eval_batches)
-    ]
+    with run.statistics.aside("validation"):
+        losses = [
+            float(run.engine.evaluate(run.valid_data.take(run.state.step, i * size), run.valid_data.num_microbatches))
+            for i in range(run.config.train.eval_batches)
+        ]
     loss = sum(losses) / len(losses)
-    run.metrics.log(run.state.step, {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))})
-    run.statistics.restart()
+    values = {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))}
+    run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 
 def stop_if_diverged(skipped_in_a_row: int, step: int, limit: int) -> None:

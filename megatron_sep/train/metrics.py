@@ -6,12 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from megatron_sep.config.schema import MetricsConfig
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bf16 operations per second of one device, from the vendor's data sheets."""
 
 Values = Mapping[str, float]
 
@@ -135,14 +130,6 @@ def read_jsonl(path: Path) -> list[dict[str, float]]:
     return _lines(path)
 
 
-def peak_flops() -> float | None:
-    """bf16 peak of this device, or None where it is not known."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
-
-
 def _lines(path: Path) -> list[dict[str, float]]:
     found = []
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -176,5 +163,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "speed/mfu": lambda v: f"{100 * v:.1f}% mfu",
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
     "speed/seconds_left": lambda v: f"eta {_duration(v)}",
+    "time/validation": lambda v: f"validated in {v:.1f}s",
+    "time/save": lambda v: f"saved in {v:.1f}s",
 }
 """What the console shows of a step, in this order."""

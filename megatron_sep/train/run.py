@@ -14,6 +14,7 @@ from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
+from megatron_sep.train.changes import changed_settings
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
@@ -79,9 +80,11 @@ def build_run(config: RunConfig, topology: Topology) -> Run:
     """
     inputs = open_inputs(config)
     _check_batch(config, topology)
-    resolved, steps = inputs.resolved, config.train.steps
+    resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
+    config = _with_schedule(config, newest, topology)
+    calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
     engine = _engine(config, resolved, topology, new=newest is None)
     state = _resume(newest, engine, config, resolved.vocab_size, topology)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
@@ -92,13 +95,28 @@ def build_run(config: RunConfig, topology: Topology) -> Run:
         engine=engine,
         train_data=Feed(inputs.train, annealing, config.train, topology),
         valid_data=Feed(inputs.valid, lambda _: resolved.rules, config.train, topology) if inputs.valid else None,
-        calendar=Calendar(steps, config.metrics.every, config.train.eval_every, config.checkpoint.every),
-        schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or steps),
+        calendar=calendar,
+        schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or config.train.steps),
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
-        statistics=Statistics(ModelSize(config.model, resolved.vocab_size), resolved.rules, steps, topology),
+        statistics=Statistics(ModelSize(config.model, resolved.vocab_size), resolved.rules, calendar, topology),
         state=state,
     )
+
+
+def _with_schedule(config: RunConfig, newest: Path | None, topology: Topology) -> RunConfig:
+    """The configuration with the steps of its learning rate: as they are set, else as the run was started."""
+    steps = config.optimizer.decay_steps
+    if steps is None and newest is not None:
+        started = describe(newest).config
+        steps = started.optimizer.decay_steps or started.train.steps
+        if steps != config.train.steps:
+            topology.say(
+                f"the learning rate falls until step {steps}, as this run was started; train.steps is now "
+                f"{config.train.steps}: set optimizer.decay_steps to change that"
+            )
+    optimizer = config.optimizer.model_copy(update={"decay_steps": steps or config.train.steps})
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool) -> Engine:
@@ -163,4 +181,7 @@ def _resume(newest: Path | None, engine: Engine, config: RunConfig, vocab_size: 
         )
     engine.load(newest)
     topology.say(f"resumed from {newest} at step {found.state.step}")
+    changes = changed_settings(found.config, config)
+    if changes:
+        topology.say(f"from here on with other settings: {'; '.join(changes)}")
     return found.state

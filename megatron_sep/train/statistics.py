@@ -1,7 +1,8 @@
-"""Speed and sparsity of the steps since the last status line."""
+"""Loss, speed and sparsity of the steps since the last status line."""
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,60 +11,120 @@ from torch import Tensor
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.size import ModelSize
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.metrics import peak_flops
+from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.peak import peak_flops
+
+
+@dataclass
+class Aside:
+    """What is done between steps, and not counted as training."""
+
+    seconds: float = 0.0
+    """Since it was logged last."""
+    whole: float = 0.0
+    """Since the process began."""
+    times: int = 0
+    """Since the process began."""
+
+    @property
+    def mean(self) -> float:
+        """Seconds of one time; 0 before the first."""
+        return self.whole / self.times if self.times else 0.0
 
 
 @dataclass
 class Statistics:
-    """Counts what this rank trained on, on its device, and turns it into rates when asked."""
+    """Counts what this rank trained on, on its device, and turns it into rates when asked.
+
+    The clock stands still while something is done ``aside``: validation and saves have times of their own.
+    """
 
     size: ModelSize
     rules: LayerRules
-    steps: int
+    calendar: Calendar
     topology: Topology
-    started: float = field(default_factory=time.perf_counter)
-    num_steps: int = 0
     tokens: int = 0
     sequences: int = 0
     counts: Tensor | None = None
     """int64 [2]: visible pairs, separators."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Of the steps that were applied, on the device."""
+    steps: int = 0
+    asides: dict[str, Aside] = field(default_factory=lambda: {"validation": Aside(), "save": Aside()})
+    _started: float = field(default_factory=time.perf_counter)
 
     def counted(self, batches: Iterable[Microbatch]) -> Iterator[Microbatch]:
         """The same micro-batches, each counted as it is taken."""
         for batch in batches:
-            self._count(batch)
+            counts = torch.stack([batch.visible_pairs(), self.rules.separators.landmarks(batch.ids_BT).sum()])
+            self.counts = counts if self.counts is None else self.counts + counts
+            self.tokens += batch.ids_BT.numel()
+            self.sequences += batch.ids_BT.shape[0]
             yield batch
 
-    def _count(self, batch: Microbatch) -> None:
-        counts = torch.stack([batch.visible_pairs(), self.rules.separators.landmarks(batch.ids_BT).sum()])
-        self.counts = counts if self.counts is None else self.counts + counts
-        self.tokens += batch.ids_BT.numel()
-        self.sequences += batch.ids_BT.shape[0]
+    def stepped(self, loss: Tensor, applied: bool) -> None:
+        """A step is over; a loss that was not learnt from is not averaged."""
+        self.steps += 1
+        if applied:
+            self.losses.append(loss)
 
-    def rates(self, step: int) -> dict[str, float]:
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Keep the time of a validation or a save apart from that of the steps. The device is waited for."""
+        if self.topology.device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        yield
+        took = time.perf_counter() - begin
+        what = self.asides[name]
+        what.seconds, what.whole, what.times = what.seconds + took, what.whole + took, what.times + 1
+        self._started += took
+
+    def values(self, step: int) -> dict[str, float]:
         """Means since the last call, over all ranks; starts counting anew. The device is waited for."""
+        found = self._losses() | self._rates(step) | self.times("save")
+        self.tokens = self.sequences = self.steps = 0
+        self.counts, self.losses = None, []
+        self._started = time.perf_counter()
+        return found
+
+    def times(self, name: str) -> dict[str, float]:
+        """Seconds of what was done aside since the last call; nothing where it was not done."""
+        what = self.asides[name]
+        seconds, what.seconds = what.seconds, 0.0
+        return {f"time/{name}": seconds} if seconds else {}
+
+    def _losses(self) -> dict[str, float]:
+        mean = float(torch.stack(self.losses).double().mean()) if self.losses else float("nan")
+        return {"train/loss": mean, "train/loss_last": float(self.losses[-1]) if self.losses else float("nan")}
+
+    def _rates(self, step: int) -> dict[str, float]:
         assert self.counts is not None
         pairs, separators = self.topology.sum_over_data(self.counts).tolist()
-        ranks = self.topology.data.size
-        seconds = time.perf_counter() - self.started
-        tokens = self.tokens * ranks
-        triangle = self.sequences * ranks * self._triangle() * self.size.config.num_layers
+        seconds = time.perf_counter() - self._started
+        tokens = self.tokens * self.topology.data.size
+        triangle = self.sequences * self.topology.data.size * self._triangle() * self.size.config.num_layers
         flops = self.size.training_flops(tokens, pairs) / seconds
-        peak = peak_flops()
         rates = {
             "speed/tokens_per_second": tokens / seconds,
+            "speed/step_seconds": seconds / self.steps,
             "speed/model_flops": flops,
-            "speed/seconds_left": seconds / self.num_steps * (self.steps - step),
+            "speed/seconds_left": self._left(step, seconds / self.steps),
             "attention/visible": pairs / triangle,
             "attention/separator_density": separators / tokens,
         }
-        self.restart()
+        peak = peak_flops()
         return rates | ({"speed/mfu": flops / peak / self.topology.process.size} if peak else {})
 
-    def restart(self) -> None:
-        """Forget what was counted and start the clock."""
-        self.started, self.num_steps, self.tokens, self.sequences, self.counts = time.perf_counter(), 0, 0, 0, None
+    def _left(self, step: int, step_seconds: float) -> float:
+        """Until the run is over: its steps, validations and saves at what each took so far."""
+        left = self.calendar.left(step)
+        return (
+            left.steps * step_seconds
+            + left.validations * self.asides["validation"].mean
+            + left.saves * self.asides["save"].mean
+        )
 
     def _triangle(self) -> float:
         length = self.tokens // self.sequences

@@ -48,7 +48,7 @@ def feed(samples: Counted, rank: int = 0, ranks: int = 1) -> Feed:
 
 
 def numbers(taken: Feed, consumed: int) -> list[int]:
-    return [int(row[0]) for batch in taken.take(consumed) for row in batch.ids_BT]
+    return [int(row[0]) for batch in taken.take(1, consumed) for row in batch.ids_BT]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -84,7 +84,7 @@ def test_broken_data_stop_the_step_that_they_are_of() -> None:
 
 def test_weights_come_with_their_rows() -> None:
     """The weights of a row's labels are those of its last T tokens."""
-    (first, *_) = feed(Counted()).take(0)
+    (first, *_) = feed(Counted()).take(1, 0)
     assert first.weight_BT is not None
     assert first.weight_BT.shape == first.labels_BT.shape == (2, 4)
     assert torch.all(first.weight_BT == 0.5)

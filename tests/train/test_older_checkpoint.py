@@ -68,7 +68,7 @@ def test_it_trains_on_as_the_older_version_did(config: RunConfig) -> None:
 
     train(build(config))
     expected = read_jsonl(FIXTURE / "after.jsonl")
-    found = [line for line in read_jsonl(config.dir / "metrics.jsonl") if line["step"] > 4]
+    found = [line for line in read_jsonl(config.dir / "metrics.jsonl") if line["step"] > 4 and "time/save" not in line]
     assert [line["step"] for line in found] == [line["step"] for line in expected] == [5, 6, 7, 8, 8]
     for new, old in zip(found, expected, strict=True):
         assert {k: new[k] for k in EXACT if k in old} == {k: old[k] for k in EXACT if k in old}

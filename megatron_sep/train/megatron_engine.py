@@ -22,9 +22,11 @@ from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.weights.safe_metadata import read_metadata
 
 Tree = dict[str, Any]
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+_EXTRA_STATE = "._extra_state"
 _RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
 """What torch's distributed checkpoint calls the files of a rank."""
 
@@ -59,6 +61,7 @@ class MegatronEngine(Engine):
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
         core = model.config
+        self._weights = model
         self._module = model if precision == "fp32" else Float16Module(core, model)
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
@@ -112,17 +115,20 @@ class MegatronEngine(Engine):
         return int(found[1] if found else 0) == self._topology.process.rank
 
     def load(self, folder: Path) -> None:
-        """On this or another number of ranks, in this or another layout."""
+        """On this or another number of ranks, in this or another layout. No code of the files runs."""
+        read_metadata(folder)  # megatron-core reads it again, without restriction
         self._take_over(dist_checkpointing.load(self._state(loading=True), str(folder)))
 
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        weights = self._module.sharded_state_dict()
+        weights = _tensors_alone(self._module.sharded_state_dict())
         optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
-        self._module.load_state_dict(state["model"])
+        missing, unexpected = self._weights.load_state_dict(state["model"], strict=False)
+        assert not unexpected
+        assert all(name.endswith(_EXTRA_STATE) for name in missing)
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
         self._optimizer.load_state_dict(settings)
@@ -147,6 +153,11 @@ class MegatronEngine(Engine):
         found = [loss["loss"] for loss in losses]  # of the last pipeline stage alone
         mean: Tensor = torch.stack(found).mean() if found else torch.zeros((), device=self._topology.device)
         return self._topology.mean_over_last_stages(mean)
+
+
+def _tensors_alone(state: Tree) -> Tree:
+    """Without Transformer Engine's extra states, which are empty here and which torch would unpickle to read."""
+    return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
 
 
 def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:

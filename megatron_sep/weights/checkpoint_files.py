@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_sep.weights.tensor_files import UNREADABLE, Shape, WeightsError
+from megatron_sep.weights.safe_metadata import read_metadata
+from megatron_sep.weights.tensor_files import Shape
 
 _STACK = "decoder.layers."
 
@@ -28,10 +28,7 @@ class CheckpointFiles:
 
     def __init__(self, path: Path) -> None:
         self._reader = FileSystemReader(path)
-        try:
-            metadata = self._reader.read_metadata()
-        except (CheckpointException, *UNREADABLE) as error:
-            raise WeightsError(f"{path}: is no checkpoint of megatron-core: {error}") from error
+        metadata = read_metadata(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._saved = {
             key: value

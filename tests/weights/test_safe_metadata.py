@@ -1,0 +1,101 @@
+"""A checkpoint that someone else made runs no code, whatever its sums say."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.disk import Bomb
+
+from megatron_sep.config import RunConfig
+from megatron_sep.files import sha256
+from megatron_sep.generate.load import load
+from megatron_sep.parallel.device import current_device
+from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.safe_metadata import read_metadata
+from megatron_sep.weights.sealed import fault_of, newest_verified
+from megatron_sep.weights.tensor_files import WeightsError
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., RunConfig]) -> tuple[RunConfig, Path]:
+    """A run and its checkpoint."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    config = tiny(train={"steps": 2, "eval_every": 0})
+    train(build_run(config, topology()))
+    newest = newest_verified(config.dir / "checkpoints")
+    assert newest is not None
+    return config, newest
+
+
+def replace(checkpoint: Path, name: str, data: bytes) -> None:
+    """Put other bytes in the place of a file, with sums and seal made to fit."""
+    (checkpoint / name).write_bytes(data)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "sha256": sha256(checkpoint / name)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.sha256").write_text(sha256(checkpoint / "manifest.json"))
+    assert fault_of(checkpoint) is None
+
+
+def resume(config: RunConfig) -> Any:
+    from megatron_sep.train.run import build_run
+
+    return build_run(config, topology())
+
+
+def test_the_bomb_would_go_off(tmp_path: Path) -> None:
+    """An unrestricted reader runs it: what the other tests show is not for want of a working one."""
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_code_in_the_metadata_runs_neither_on_resume_nor_on_generate(
+    trained: tuple[RunConfig, Path], tmp_path: Path, hidden: bool
+) -> None:
+    """As the whole file, and inside metadata that is whole: one clear message, and nothing has happened."""
+    config, checkpoint = trained
+    canary = tmp_path / "canary"
+    value: Any = Bomb(canary)
+    if hidden:
+        value = pickle.loads((checkpoint / ".metadata").read_bytes())
+        value.planner_data = Bomb(canary)
+    replace(checkpoint, ".metadata", pickle.dumps(value))
+    for use in (lambda: resume(config), lambda: load(config.dir, current_device())):
+        with pytest.raises(WeightsError, match=r"\.metadata: is damaged, or no checkpoint of torch: names pathlib"):
+            use()
+    assert not canary.exists()
+
+
+def test_no_pickled_object_is_asked_for(trained: tuple[RunConfig, Path]) -> None:
+    """A checkpoint holds tensors alone: torch would unpickle anything else, and nothing here would notice."""
+    _, checkpoint = trained
+    kinds = {type(value).__name__ for value in read_metadata(checkpoint).state_dict_metadata.values()}
+    assert kinds == {"TensorStorageMetadata"}
+
+
+def test_a_tensor_lies_in_the_checkpoint_itself(trained: tuple[RunConfig, Path]) -> None:
+    """A name that leads out of the directory is refused."""
+    config, checkpoint = trained
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = "../../elsewhere.distcp"
+    replace(checkpoint, ".metadata", pickle.dumps(metadata))
+    with pytest.raises(WeightsError, match=r"names the file '\.\./\.\./elsewhere\.distcp'; tensors lie beside it"):
+        load(config.dir, current_device())
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"not a pickle", pickle.dumps({"a": 1}), pickle.dumps([1] * 10)[:-3]])
+def test_damaged_metadata_is_one_message(trained: tuple[RunConfig, Path], data: bytes) -> None:
+    """Empty, cut short, no pickle, a pickle of something else."""
+    _, checkpoint = trained
+    (checkpoint / ".metadata").write_bytes(data)
+    with pytest.raises(WeightsError, match=r"\.metadata: "):
+        read_metadata(checkpoint)

@@ -19,7 +19,14 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value .
 
 
 @app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(help="go on though this setting, or section, is not as it was; may be given again"),
+    ] = None,
+) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
     from megatron_sep.config import load_config
 
@@ -29,8 +36,10 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     with process_groups(run_config.parallel, run_config.train.seed) as topology:
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
+        from megatron_sep.train.run_lock import run_lock
 
-        train_loop(build_run(run_config, topology))
+        with run_lock(run_config.dir, topology):
+            train_loop(build_run(run_config, topology, allow_change or ()))
 
 
 @app.command()

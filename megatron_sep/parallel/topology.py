@@ -70,6 +70,12 @@ class Topology:
         dist.all_reduce(value)
         return value * self.pipeline.size / self.process.size
 
+    def together(self, make: Callable[[], Any]) -> Any:
+        """What this process makes, once all have made theirs; the first error among them is every process's error."""
+        own: list[Any] = []
+        self.collect(lambda: own.append(make()))
+        return own[0]
+
     def tell(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, told to all; an error there is every process's error."""
         found: list[Any] = [None, None]

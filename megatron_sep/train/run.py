@@ -1,5 +1,6 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
-from megatron_sep.train.changes import changed_settings
+from megatron_sep.train.changes import check_changes
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
@@ -73,20 +74,22 @@ def open_inputs(config: RunConfig) -> Inputs:
     return Inputs(resolved, train, valid)
 
 
-def build_run(config: RunConfig, topology: Topology) -> Run:
+def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str] = ()) -> Run:
     """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
 
-    Raises RunError, CheckpointError, SourceError, and what ``open_inputs`` raises.
+    ``allow_change``: settings that may differ from those the checkpoint was written with. An error of one process is
+    raised on all. Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
     """
-    inputs = open_inputs(config)
+    inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
     resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
     config = _with_schedule(config, newest, topology)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
-    engine = _engine(config, resolved, topology, new=newest is None)
-    state = _resume(newest, engine, config, resolved.vocab_size, topology)
+    changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
+    engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=newest is None))
+    state = _resume(newest, engine, config, topology, changes)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
     return Run(
         config=config,
@@ -167,21 +170,30 @@ def _metrics(config: RunConfig, state: TrainState, topology: Topology) -> Metric
     return make_metrics(config.metrics, config.dir, config.model_dump(mode="json"), state.step, config.train.steps)
 
 
-def _resume(newest: Path | None, engine: Engine, config: RunConfig, vocab_size: int, topology: Topology) -> TrainState:
+def _check_resumed(newest: Path | None, config: RunConfig, vocab_size: int, allow_change: Sequence[str]) -> list[str]:
+    """What changes where a run goes on. Raises CheckpointError and ChangedError, before any model is built."""
+    if newest is None:
+        return []
+    found = describe(newest)
+    check_fits(newest, found, config.model, vocab_size)
+    if found.engine != config.train.engine:
+        raise CheckpointError(
+            f"{newest}: was written by the engine {found.engine!r}, train.engine is {config.train.engine!r}; set "
+            "train.engine as it was, or start a new dir from these weights with checkpoint.init_from"
+        )
+    return check_changes(found.config, config, allow_change)
+
+
+def _resume(
+    newest: Path | None, engine: Engine, config: RunConfig, topology: Topology, changes: Sequence[str]
+) -> TrainState:
     """Where the run stands: at its newest checkpoint, or at the step its first weights are said to be of."""
     if newest is None:
         first = config.checkpoint.init_step
         return TrainState(step=first, consumed=first * config.train.global_batch_size)
-    found = describe(newest)
-    check_fits(newest, found, config.model, vocab_size)
-    if found.engine != engine.name:
-        raise CheckpointError(
-            f"{newest}: was written by the engine {found.engine!r}, train.engine is {engine.name!r}; set train.engine "
-            "as it was, or start a new dir from these weights with checkpoint.init_from"
-        )
     engine.load(newest)
-    topology.say(f"resumed from {newest} at step {found.state.step}")
-    changes = changed_settings(found.config, config)
+    state = describe(newest).state
+    topology.say(f"resumed from {newest} at step {state.step}")
     if changes:
         topology.say(f"from here on with other settings: {'; '.join(changes)}")
-    return found.state
+    return state

@@ -92,8 +92,18 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_verified(folder: Path) -> Path | None:
-    """The newest checkpoint of a run's ``checkpoints`` that verifies; what does not is named and passed over."""
-    return next(_verified(folder), None)
+    """The newest checkpoint of a run's ``checkpoints`` that verifies; None where there is none at all.
+
+    What does not verify is named and passed over. Raises CheckpointError where there are some and none verifies.
+    """
+    newest = next(_verified(folder), None)
+    damaged = finished_checkpoints(folder)
+    if newest is None and damaged:
+        raise CheckpointError(
+            f"{folder}: none of its {len(damaged)} checkpoint(s) is whole; the damage stands above. Bring one back, "
+            "give another dir, or move them away to start anew in this one"
+        )
+    return newest
 
 
 def _verified(folder: Path) -> Iterator[Path]:
@@ -204,8 +214,13 @@ def seal(partial: Path, final: Path, description: Tree, files: Mapping[str, Tree
 
 
 def tokenizer_of(path: Path, config: RunConfig) -> Path | None:
-    """The tokenizer that lies in a checkpoint, or that of its run; None where neither is there."""
-    return tokenizer_in(path) or (config.tokenizer.path if config.tokenizer.path.is_file() else None)
+    """The tokenizer that lies in a checkpoint or in its run's dir, wherever that is now, or the one that was named.
+
+    None where none of them is there.
+    """
+    named = config.tokenizer.path
+    in_run = path.parent.parent / named.relative_to(config.dir) if named.is_relative_to(config.dir) else named
+    return tokenizer_in(path) or next((file for file in (in_run, named) if file.is_file()), None)
 
 
 def tokenizer_in(folder: Path) -> Path | None:

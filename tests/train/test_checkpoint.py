@@ -1,6 +1,7 @@
 """A checkpoint is complete or ignored, and a failed save loses nothing."""
 
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.checkpoint import NotWrittenError
 from megatron_sep.train.run import Run
+from megatron_sep.weights.open_source import open_source
 from megatron_sep.weights.sealed import CheckpointError, fault_of, finished_checkpoints
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -117,3 +119,38 @@ def test_another_shape_is_refused_by_name(trained: Run, tiny: Callable[..., RunC
         build_run(other, topology())
     assert "hidden_dropout" not in str(e.value)
     assert trained.checkpoints.newest() is not None
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(
+    trained: Run, tiny: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Starting at step 0 in the same dir would cut its metrics and write over its steps: it stops and names each."""
+    from megatron_sep.train.run import build_run
+
+    before = (trained.config.dir / "metrics.jsonl").read_bytes()
+    for path in finished_checkpoints(trained.checkpoints.dir):
+        flip_a_bit(path / "common.pt")
+    with pytest.raises(
+        CheckpointError, match=r"none of its 2 checkpoint\(s\) is whole.*give another dir, or move them"
+    ):
+        build_run(tiny(train={"eval_every": 0}), topology())
+    assert capsys.readouterr().out.count("checkpoint passed over") == 2
+    assert (trained.config.dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_moved_run_brings_its_tokenizer(tiny: Callable[..., RunConfig], tmp_path: Path, corpus: Path) -> None:
+    """The tokenizer that lies in a run's dir is found there, not under the path that it had when it was trained."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    config = tiny(train={"steps": 2, "eval_every": 0})
+    config.dir.mkdir()
+    inside = config.dir / "tokenizer.json"
+    shutil.copy(corpus / "tokenizer.json", inside)
+    config = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"path": inside})})
+    train(build_run(config, topology()))
+    moved = config.dir.rename(tmp_path / "moved")
+    assert open_source(moved).tokenizer == moved / "tokenizer.json"
+    inside.parent.mkdir()
+    inside.write_text("another one, of another run")
+    assert open_source(moved).tokenizer == moved / "tokenizer.json"

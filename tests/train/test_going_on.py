@@ -1,21 +1,23 @@
 """A run that goes on with other settings: what follows the step does so, what is kept is kept, and both are said."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
+from megatron_sep.train.changes import ChangedError
 from megatron_sep.train.metrics import read_jsonl
 from megatron_sep.train.schedule import LearningRate
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
 
-def build(config: RunConfig) -> "Run":  # noqa: F821
+def build(config: RunConfig, *allowed: str) -> "Run":  # noqa: F821
     from megatron_sep.train.run import build_run
 
-    return build_run(config, topology())
+    return build_run(config, topology(), allowed)
 
 
 def train(run: "Run") -> None:  # noqa: F821
@@ -48,7 +50,8 @@ def test_annealing_follows_the_step_whatever_the_batch(
     """32 to 8 in 8 steps, the second half of them with twice the sequences a step."""
     sections = {"attention": {"anneal": {"start": 32, "steps": 8}}, "optimizer": {"decay_steps": 8}}
     first = windows_of(build(tiny(**sections, train={"eval_every": 0, "steps": 4})))
-    second = windows_of(build(tiny(**sections, train={"eval_every": 0, "steps": 9, "global_batch_size": 16})))
+    more = tiny(**sections, train={"eval_every": 0, "steps": 9, "global_batch_size": 16})
+    second = windows_of(build(more, "train.global_batch_size"))
     assert first + second == [32, 32, 32, 32, 16, 16, 16, 16, 8]
     assert "from here on with other settings: train.global_batch_size: 8, now 16\n" in capsys.readouterr().out
 
@@ -69,9 +72,51 @@ def test_more_steps_leave_the_learning_rate_as_it_was_planned(
 def test_a_schedule_that_is_asked_for_is_followed(
     tiny: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With optimizer.decay_steps set the run goes on under it, and the change is said."""
+    """With optimizer.decay_steps set and allowed the run goes on under it, and the change is said."""
     train(build(tiny(train={"steps": 4, "eval_every": 0})))
-    train(build(tiny(train={"steps": 12, "eval_every": 0}, optimizer={"decay_steps": 12})))
+    longer = tiny(train={"steps": 12, "eval_every": 0}, optimizer={"decay_steps": 12})
+    train(build(longer, "optimizer"))
     planned = LearningRate(tiny().optimizer, 12)
     assert {s: r for s, r in rates(tiny()).items() if s > 4} == {s: pytest.approx(planned(s)) for s in range(5, 13)}
     assert "from here on with other settings: optimizer.decay_steps: 4, now 12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sections", "keys"),
+    [
+        ({"optimizer": {"lr": 2e-3}}, ["optimizer.lr"]),
+        ({"train": {"seed": 5}}, ["train.seed"]),
+        ({"train": {"global_batch_size": 4}}, ["train.global_batch_size"]),
+        ({"attention": {"window": 9}}, ["attention.window"]),
+        ({"attention": {"separators": ["."]}}, ["attention.separators"]),
+        ({"data": {"seed": 3, "shuffle": False}}, ["data.seed", "data.shuffle"]),
+        ({"model": {"sequence_length": 32}}, ["model.sequence_length"]),
+    ],
+)
+def test_a_changed_setting_is_refused_until_it_is_allowed_by_name(
+    tiny: Callable[..., RunConfig], sections: dict[str, Any], keys: list[str]
+) -> None:
+    """The message has both values, the checkpoint is not touched, and the words that it asks for let the run go on."""
+    train(build(tiny(train={"steps": 4, "eval_every": 0})))
+    other = tiny(**{**sections, "train": {"steps": 5, "eval_every": 0, **sections.get("train", {})}})
+    with pytest.raises(ChangedError, match=rf"begun with other settings \({keys[0]}: .*, now ") as refused:
+        build(other)
+    for key in keys:
+        assert f"--allow-change {key}" in str(refused.value)
+    assert build(other, *keys).state.step == 4
+    assert build(other, *{key.split(".")[0] for key in keys}).state.step == 4
+
+
+def test_what_changes_no_weight_may_change(tiny: Callable[..., RunConfig]) -> None:
+    """Micro-batches, validation, checkpoints, metrics and recomputation are as they are set."""
+    train(build(tiny(train={"steps": 4, "eval_every": 0})))
+    free = {"steps": 6, "micro_batch_size": 4, "eval_every": 2, "eval_batches": 1, "recompute": True}
+    run = build(tiny(train=free, checkpoint={"every": 1, "keep": 2}, metrics={"every": 2}))
+    assert run.state.step == 4
+
+
+def test_a_word_that_is_no_setting_is_refused(tiny: Callable[..., RunConfig]) -> None:
+    """A slip of the pen in what is allowed does not pass for allowing nothing."""
+    train(build(tiny(train={"steps": 4, "eval_every": 0})))
+    with pytest.raises(ChangedError, match="--allow-change optimiser: no such setting or section"):
+        build(tiny(train={"steps": 5, "eval_every": 0}), "optimiser")

@@ -177,4 +177,4 @@ def losses(run: Any) -> torch.Tensor:
     """Of each batch of the validation text."""
     size, count = run.config.train.global_batch_size, run.valid_data.num_microbatches
     batches = range(run.config.train.eval_batches)
-    return torch.tensor([float(run.engine.evaluate(run.valid_data.take(i * size), count)) for i in batches])
+    return torch.tensor([float(run.engine.evaluate(run.valid_data.take(1, i * size), count)) for i in batches])

@@ -31,6 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_attention.flex import block_mask
+from megatron_sep.kernels.sep_attention.index import indexed
 
 DENSITY, SINKS = 0.15, 4
 DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
@@ -212,14 +213,14 @@ def bench(shape: Shape, layout: str, flex_mode: str, density: float, capacity: i
     """Every method on one shape; a method that fails leaves a note instead of a figure."""
     tensors = inputs(shape, layout)
     pattern, ids = drawn_ids(shape, density)
-    plan = pattern.plan(ids, capacity=capacity)
+    plan = indexed(pattern.plan(ids, capacity=capacity))
     grouped = shape.heads != shape.kv_heads
     methods: dict[str, tuple[Attention, bool]] = {"ours": (lambda q, k, v: sep_attention(q, k, v, plan), True)}
     methods |= {name: (dense(backend, grouped), True) for name, backend in DENSE.items()}
     if flex_mode != "none":
         methods["flex"] = (flex(plan, grouped, flex_mode == "autotune"), False)
     first = seconds(partial(forward_backward, methods["ours"][0], tensors))
-    plan_ms = milliseconds(lambda: pattern.plan(ids, capacity=capacity))
+    plan_ms = milliseconds(lambda: indexed(pattern.plan(ids, capacity=capacity)))
     row = Row(shape, plan.map_share().item(), plan_ms, first, {}, {}, {})
     for name, (attention, graph) in methods.items():
         try:

@@ -22,6 +22,7 @@ import torch
 from bench_attention import Shape, drawn_ids, inputs, milliseconds
 
 from megatron_sep.kernels.sep_attention import triton as fused
+from megatron_sep.kernels.sep_attention.index import indexed
 from megatron_sep.kernels.sep_attention.tiles import LENGTHS, WINDOWS, Tile, class_of
 
 SHAPES = [
@@ -67,7 +68,7 @@ class Problem:
     def __init__(self, shape: Shape) -> None:
         self.q, self.k, self.v, self.do = (x.detach() for x in inputs(shape))
         pattern, ids = drawn_ids(shape)
-        self.plan = pattern.plan(ids)
+        self.plan = indexed(pattern.plan(ids))
         index = self.plan.index
         assert index is not None
         self.scale = shape.size**-0.5

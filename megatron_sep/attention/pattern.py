@@ -6,15 +6,13 @@ key these queries are consecutive: ``j <= i < j + reach[j]``. One integer a toke
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 FOREVER = 2**31 - 1
 """The lifetime of a landmark."""
-GAP = 128
-"""A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,19 @@ class AttentionPattern:
         window = FOREVER if self.window is None else self.window
         return torch.where(landmark_BT, FOREVER, window).to(torch.int32)
 
-    def plan(self, ids_BT: Tensor, document_BT: Tensor | None = None, capacity: int | None = None) -> "MaskPlan":
+    def plan(
+        self,
+        ids_BT: Tensor,
+        document_BT: Tensor | None = None,
+        *,
+        queries: range | None = None,
+        capacity: int | None = None,
+    ) -> "MaskPlan":
         """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation.
 
-        ``capacity`` promises that no row has more landmarks, so that the fused kernel needs less memory; a row that
-        breaks the promise comes out of attention as NaN. On CUDA the kernel's index is built here, for all layers.
+        ``queries`` are the positions that attend, a consecutive span; None: all. ``capacity`` promises that no row has
+        more landmarks, so that the fused kernel needs less memory; a row that breaks the promise comes out of attention
+        as NaN. Raises ValueError for queries that are no positions of the row.
         """
         length = ids_BT.shape[1]
         landmark_BT = self.landmarks(ids_BT, document_BT)
@@ -86,7 +92,7 @@ class AttentionPattern:
         most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
         causal = window == length and document_BT is None
         plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
-        return plan.prepared() if ids_BT.is_cuda and not causal else plan
+        return plan if queries is None else plan.of_queries(queries)
 
     def _most_landmarks(self, length: int, document_BT: Tensor | None) -> int:
         """The most landmarks a row can have, from what is known without looking at the ids."""
@@ -97,19 +103,12 @@ class AttentionPattern:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyIndex:
-    """Where a plan's landmarks are: what the fused kernel reads, the same for all heads and layers."""
-
-    seen_BT: Tensor
-    """int32 [B, T]: landmarks up to each position, itself included."""
-    sorted_2BG: Tensor
-    """int32 [2, B, T + GAP]: positions and reaches of the row's landmarks, ascending, then from the next multiple of
-    GAP on those of its other keys, ascending. Zero where there is no key: a key's reach is at least 1."""
-
-
-@dataclass(frozen=True, eq=False)
 class MaskPlan:
-    """A pattern bound to a batch: one integer and a few values per token, never a T x T tensor."""
+    """A pattern bound to a batch: one integer and a few values per key, never a tensor of queries by keys.
+
+    The T keys of a row stand at the positions 0 to T - 1. The Q queries stand at all of these positions, or at a
+    consecutive span of them: those of a chunk, of a rank, of the tokens that are new to a cache.
+    """
 
     window: int
     """Tokens a query sees before it, itself included, whatever they are; at most T."""
@@ -118,53 +117,64 @@ class MaskPlan:
     reach_BT: Tensor
     """int32: key j is seen by the queries j <= i < j + reach[j]; at least 1, and never past j's document."""
     causal: bool
-    """Every query sees every earlier key of its row: plain causal attention."""
+    """Every position is a query and sees every earlier key of its row: plain causal attention."""
     start_BT: Tensor | None = None
     """int32: first position of each token's document; None: a row is one document."""
     capacity: int | None = None
     """No row has more landmarks than this, known to the host; None: T."""
-    index: KeyIndex | None = None
-    """Built once a micro-batch by ``prepared()``."""
+    span: range | None = None
+    """The positions of the queries; None: all."""
+    index: Any = None
+    """What a kernel made of the keys once for all layers; only that kernel reads it."""
 
-    def prepared(self) -> "MaskPlan":
-        """The same plan with its index: a few O(T) operations on the device, no host synchronisation."""
-        if self.index is not None:
-            return self
-        batch, length = self.landmark_BT.shape
-        position = _positions(self.landmark_BT)
-        seen_BT = self.landmark_BT.cumsum(1)
-        others_from = (seen_BT[:, -1:] + (GAP - 1)) & -GAP
-        slot_BT = torch.where(self.landmark_BT, seen_BT - 1, position + others_from - seen_BT)
-        sorted_2BG = self.reach_BT.new_zeros(2, batch, length + GAP)
-        sorted_2BG[0].scatter_(1, slot_BT, position.to(torch.int32).expand(batch, length))
-        sorted_2BG[1].scatter_(1, slot_BT, self.reach_BT)
-        return replace(self, index=KeyIndex(seen_BT.to(torch.int32), sorted_2BG))
+    @property
+    def num_queries(self) -> int:
+        """Q"""
+        return self.reach_BT.shape[1] if self.span is None else len(self.span)
+
+    @property
+    def queries(self) -> range:
+        """The positions of the queries."""
+        return range(self.reach_BT.shape[1]) if self.span is None else self.span
+
+    def of_queries(self, queries: range) -> "MaskPlan":
+        """The same keys, seen by a part of the queries. Raises ValueError for positions that are no part of them."""
+        own = self.queries
+        if queries.step != 1 or not own.start <= queries.start <= queries.stop <= own.stop:
+            raise ValueError(f"queries={queries}: the plan has {own}; pass a consecutive part of it")
+        return self if queries == own else replace(self, span=queries, causal=False)
 
     def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """The rule on indices: does query q of row b see key k? Integer tensors that broadcast."""
+        """The rule on positions: does query q of row b see key k? Integer tensors that broadcast."""
         distance = q - k
         return (distance >= 0) & (distance < self.reach_BT[b, k])
 
     def dense(self) -> Tensor:
-        """bool [B, T, T], True where query (second axis) sees key (third): for reference attention and small plots."""
+        """bool [B, Q, T], True where query (second axis) sees key (third): for reference attention and small plots."""
         batch, length = self.reach_BT.shape
         b = torch.arange(batch, device=self.reach_BT.device)[:, None, None]
         t = torch.arange(length, device=self.reach_BT.device)
-        return self.visible(b, t[:, None], t[None, :])
+        q = t if self.span is None else t[self.span.start : self.span.stop]
+        return self.visible(b, q[:, None], t)
 
     def num_visible(self) -> Tensor:
-        """Keys each query sees, int64 [B, T], in O(T): the row sums of ``dense()``."""
+        """Keys each query sees, int64 [B, Q], in O(T): the row sums of ``dense()``."""
         batch, length = self.reach_BT.shape
         position = torch.arange(length, device=self.reach_BT.device)
         gone_BT = torch.zeros(batch, length + 1, dtype=torch.int64, device=self.reach_BT.device)
         last_BT = position + self.reach_BT
         gone_BT.scatter_add_(1, last_BT, torch.ones_like(last_BT))
-        return position + 1 - gone_BT[:, :length].cumsum(1)
+        seen_BT = position + 1 - gone_BT[:, :length].cumsum(1)
+        return seen_BT if self.span is None else seen_BT[:, self.span.start : self.span.stop]
 
     def map_share(self) -> Tensor:
-        """Share of the lower triangle that is visible, float64 scalar (the paper's "attention map" share, Table 3)."""
-        batch, length = self.reach_BT.shape
-        return self.num_visible().sum().double() / (batch * length * (length + 1) / 2)
+        """Share of the earlier keys that is visible, the queries' own included, float64 scalar.
+
+        Of a whole plan that is the paper's "attention map" share (Table 3): of the lower triangle.
+        """
+        queries = self.queries
+        earlier = (queries.start + 1 + queries.stop) * len(queries) / 2
+        return self.num_visible().sum().double() / (len(self.reach_BT) * earlier)
 
 
 def _positions(ids_BT: Tensor) -> Tensor:

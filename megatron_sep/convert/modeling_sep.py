@@ -61,14 +61,11 @@ class SepAttention:
         if attention_mask is not None:
             real = attention_mask.long()
             document = real if document is None else 2 * document + real
-        batch, tokens = ids.shape
-        b = torch.arange(batch, device=ids.device)[:, None, None]
-        t = torch.arange(tokens, device=ids.device)
-        dtype = self.dtype
+        new = range(ids.shape[1] - queries, ids.shape[1])
         masks = {}
         for pattern in set(self._patterns):
-            seen = pattern.plan(ids, document).visible(b, t[tokens - queries :, None], t)
-            masks[pattern] = torch.where(seen[:, None], 0.0, torch.finfo(dtype).min).to(dtype)
+            seen = pattern.plan(ids, document, queries=new).dense()[:, None]
+            masks[pattern] = torch.where(seen, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
         return masks
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.attention.rules import LayerRules
+from megatron_sep.kernels.sep_attention.index import indexed_layers
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Microbatch:
         ids_BT, labels_BT = ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous()
         position_BT = torch.arange(ids_BT.shape[1], device=device).expand_as(ids_BT)
         weight_BT = None if weight_BT1 is None else weight_BT1[:, 1:].to(device, non_blocking=True)
-        return cls(ids_BT, labels_BT, position_BT, rules.plans(ids_BT), weight_BT)
+        return cls(ids_BT, labels_BT, position_BT, indexed_layers(rules.plans(ids_BT)), weight_BT)
 
     def visible_pairs(self) -> Tensor:
         """(query, key) pairs summed over rows and layers, an int64 scalar on the device."""

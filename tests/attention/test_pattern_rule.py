@@ -58,6 +58,38 @@ def test_dense_mask_is_the_definition(case: tuple[AttentionPattern, torch.Tensor
         assert torch.equal(expected, torch.ones_like(expected).tril())
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(bound_patterns(), st.data())
+def test_a_span_of_queries_is_rows_of_the_whole_plan(
+    case: tuple[AttentionPattern, torch.Tensor, torch.Tensor | None], data: st.DataObject
+) -> None:
+    """Mask, counts and share of a span are those of its rows, cut from a plan, from a cut one, or planned at once."""
+    pattern, ids, document = case
+    whole, length = pattern.plan(ids, document), ids.shape[1]
+    a, b, c, d = sorted(data.draw(st.lists(st.integers(0, length), min_size=4, max_size=4)))
+    span = range(b, c)
+    rows = whole.dense()[:, b:c]
+    for plan in (whole.of_queries(span), whole.of_queries(range(a, d)).of_queries(span)):
+        assert plan.queries == span
+        assert plan.num_queries == c - b
+        assert plan.causal == (whole.causal and span == range(length))
+        assert torch.equal(plan.dense(), rows)
+        assert torch.equal(plan.num_visible(), rows.sum(2))
+    assert torch.equal(pattern.plan(ids, document, queries=span).dense(), rows)
+    assert torch.equal(pattern.plan(ids, document, queries=range(length)).dense(), whole.dense())
+    if span:
+        pairs = len(ids) * sum(q + 1 for q in span)
+        assert plan.map_share().item() == pytest.approx(int(rows.sum()) / pairs, rel=1e-12)
+
+
+@pytest.mark.parametrize("queries", [range(2, 9), range(6, 3), range(2, 6, 2), range(-1, 3)], ids=str)
+def test_queries_that_a_plan_does_not_have_are_an_error(queries: range) -> None:
+    """The message names them and those that the plan has."""
+    plan = AttentionPattern(2).plan(torch.zeros(1, 8, dtype=torch.long), queries=range(1, 7))
+    with pytest.raises(ValueError, match=r"queries=range.*the plan has range\(1, 7\); pass a consecutive part"):
+        plan.of_queries(queries)
+
+
 # Table 3 of arXiv 2412.12094 on the Pile (S = 2048, density implied by the table), in per cent of the lower triangle.
 SINKS, DENSITY, LENGTH = 3, 0.11517, 2048
 GOLDEN_SHARES = [

@@ -44,6 +44,12 @@ def qkv(batch: int, heads: int, kv_heads: int, length: int, size: int, seed: int
     return [torch.randn(batch, h, length, size, generator=generator) for h in (heads, kv_heads, kv_heads)]
 
 
+def drawn_span(generator: torch.Generator, length: int) -> range:
+    """At least one position of a row."""
+    a, b = torch.randint(0, length, (2,), generator=generator).sort().values.tolist()
+    return range(a, b + 1)
+
+
 @settings(max_examples=2000, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 40), block=st.sampled_from([1, 4, 16, 32]))
 def test_block_table_is_any_and_all_of_the_dense_mask(seed: int, length: int, block: int) -> None:
@@ -57,6 +63,20 @@ def test_block_table_is_any_and_all_of_the_dense_mask(seed: int, length: int, bl
     unseen = pad(~dense, (0, missing, 0, missing)).view(1, blocks, block, blocks, block)
     assert torch.equal(some, seen.any(4).any(2))
     assert torch.equal(every, ~unseen.any(4).any(2))
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), length=st.integers(1, 40), block=st.sampled_from([1, 4, 16, 32]))
+def test_block_table_of_a_span_is_any_and_all_of_its_rows(seed: int, length: int, block: int) -> None:
+    """Blocks of queries begin where the span begins, blocks of keys at the first key."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = drawn_plan(generator, length).of_queries(drawn_span(generator, length))
+    some, every = block_any_all(plan, block)
+    dense = plan.dense()
+    padding = (0, -length % block, 0, -plan.num_queries % block)
+    tiles = [pad(mask, padding)[0].unfold(0, block, block).unfold(1, block, block) for mask in (dense, ~dense)]
+    assert torch.equal(some[0], tiles[0].any(3).any(2))
+    assert torch.equal(every[0], ~tiles[1].any(3).any(2))
 
 
 CASES_A_CALL, LENGTH, BLOCK = 100, 72, 16
@@ -92,6 +112,30 @@ def test_flex_backend_equals_the_reference_with_grouped_heads() -> None:
     torch.testing.assert_close(out, sep_attention(q, k, v, plan, backend="reference", scale=0.3), atol=2e-5, rtol=1e-5)
 
 
+def test_every_backend_that_takes_a_span_gives_its_rows() -> None:
+    """The reference, flex and auto, with grouped heads: the rows of the whole plan's output; Triton refuses."""
+    plan = AttentionPattern(20, 2, (1,)).plan((torch.rand(2, 203) < 0.15).long())
+    q, k, v = qkv(2, 4, 2, 203, 32)
+    whole = sep_attention(q, k, v, plan)
+    span = range(77, 180)
+    part, own = q[:, :, span.start : span.stop], plan.of_queries(span)
+    with torch.no_grad():
+        for backend in ("auto", "reference", "flex"):
+            out = sep_attention(part, k, v, own, backend=backend)
+            torch.testing.assert_close(out, whole[:, :, span.start : span.stop], atol=2e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"range\(77, 180\) of 203 keys; pass backend='auto'"):
+        sep_attention(part, k, v, own, backend="triton")
+
+
+def test_auto_takes_the_reference_for_a_span_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where auto takes the fused kernel for whole plans, as on CUDA."""
+    monkeypatch.setattr("megatron_sep.kernels.sep_attention._choose", lambda b, _: "triton" if b == "auto" else b)
+    plan = AttentionPattern(4, 1).plan(torch.zeros(1, 24, dtype=torch.long))
+    q, k, v = qkv(1, 2, 1, 24, 8)
+    found = sep_attention(q[:, :, 9:], k, v, plan.of_queries(range(9, 24)))
+    torch.testing.assert_close(found, sep_attention(q, k, v, plan, backend="reference")[:, :, 9:])
+
+
 def test_reference_is_softmax_over_the_visible_keys() -> None:
     """The reference equals softmax written out in double precision, outputs and gradients."""
     plan = AttentionPattern(3, 1, (1,)).plan((torch.rand(2, 17) < 0.2).long())
@@ -118,10 +162,12 @@ def test_causal_plan_equals_a_window_as_long_as_the_row() -> None:
 
 
 def test_the_front_door_compiles_without_a_graph_break() -> None:
-    """torch.compile(fullgraph=True) takes the whole entry, masked and causal."""
+    """torch.compile(fullgraph=True) takes the whole entry: masked, causal and for a span of the queries."""
     q, k, v = qkv(1, 2, 2, 24, 8)
-    for window in (5, None):
-        plan = AttentionPattern(window, 1).plan(torch.zeros(1, 24, dtype=torch.long))
+    patterns = [AttentionPattern(window, 1) for window in (5, None)]
+    whole = [pattern.plan(torch.zeros(1, 24, dtype=torch.long)) for pattern in patterns]
+    for plan in (*whole, *(plan.of_queries(range(3, 24)) for plan in whole)):
+        q = qkv(1, 2, 2, plan.num_queries, 8, seed=1)[0]
         run = torch.compile(
             lambda q, k, v, plan=plan: sep_attention(q, k, v, plan), fullgraph=True, backend="aot_eager"
         )
@@ -168,6 +214,8 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         sep_attention(q, k, v, plan)
     with pytest.raises(ValueError, match="do not fit"):
         sep_attention(q, k[:, :, :5], v, plan)
+    with pytest.raises(ValueError, match=r"16 queries of \[B, T\] = \(1, 16\) keys, got 12 queries of \(1, 16\)"):
+        sep_attention(q[:, :3, :12], k, v, plan)
     with pytest.raises(ValueError, match=r"\(1, 16\)"):
         sep_attention(*qkv(1, 1, 1, 12, 8), plan)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
 from megatron_sep.kernels.sep_attention import causal_attention, sep_attention
+from megatron_sep.kernels.sep_attention.index import indexed
 from megatron_sep.kernels.sep_attention.tiles import Tile, Tiles
 
 ON_GPU = torch.cuda.is_available()
@@ -58,7 +59,7 @@ def on_device(plan: MaskPlan) -> MaskPlan:
     """The plan on the tested device, with its index."""
     start = None if plan.start_BT is None else plan.start_BT.to(DEVICE)
     moved = replace(plan, landmark_BT=plan.landmark_BT.to(DEVICE), reach_BT=plan.reach_BT.to(DEVICE), start_BT=start)
-    return moved.prepared()
+    return indexed(moved)
 
 
 def outputs(attention, tensors: list[Tensor]) -> tuple[Tensor, ...]:

@@ -30,16 +30,20 @@ def sep_attention(
 ) -> Tensor:
     """Attention of each query to the keys it sees in ``plan``: [B, H, S, D], laid out in memory like ``q_BHSD``.
 
-    The inputs may be views of any strides; keys and values may have fewer heads, a divisor of the queries'. ``scale``
-    multiplies the scores (default 1 / sqrt(D)). A plan of plain causal attention goes to torch's own kernels whatever
-    the backend. ``backend``: "auto" (Triton on CUDA, else the reference), "triton", "flex" or "reference"; dropout
-    exists in the reference alone. Raises ValueError for what does not fit, BackendError for a backend that cannot run.
+    The inputs may be views of any strides; keys and values may have fewer heads, a divisor of the queries'. The queries
+    are those of the plan: as many as the keys, or fewer where it has a span of them. ``scale`` multiplies the scores
+    (default 1 / sqrt(D)). A plan of plain causal attention goes to torch's own kernels whatever the backend.
+    ``backend``: "auto" (Triton on CUDA but for a span of queries, else the reference), "triton", "flex" or "reference";
+    dropout exists in the reference alone. Raises ValueError for what does not fit, BackendError for a backend that
+    cannot run.
     """
     _check(q_BHSD, k_BHSD, v_BHSD, plan)
     if scale is None:
         scale = 1 / math.sqrt(q_BHSD.shape[-1])
     if plan.causal:
         return causal_attention(q_BHSD, k_BHSD, v_BHSD, scale, dropout)
+    if backend == "auto" and plan.span is not None:
+        backend = "reference"  # the fused kernel takes queries at all positions
     name = _choose(backend, q_BHSD.device.type)
     if dropout and name != "reference":
         raise ValueError(
@@ -76,15 +80,15 @@ def _choose(backend: str, device: str) -> str:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, plan: MaskPlan) -> None:
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or k.shape[::2] != q.shape[::2] or k.shape[3] != q.shape[3]:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
         raise ValueError(
-            "sep_attention: q [B, H, S, D] and k, v [B, H or fewer, S, D] do not fit each other: "
+            "sep_attention: q [B, H, Q, D] and k, v [B, H or fewer, T, D] do not fit each other: "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"sep_attention: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
-    if plan.reach_BT.shape != (q.shape[0], q.shape[2]):
+    if plan.reach_BT.shape != (k.shape[0], k.shape[2]) or plan.num_queries != q.shape[2]:
         raise ValueError(
-            f"sep_attention: the plan is for [B, S] = {tuple(plan.reach_BT.shape)}, "
-            f"the queries have {(q.shape[0], q.shape[2])}; build the plan from the ids of this micro-batch"
+            f"sep_attention: the plan is for {plan.num_queries} queries of [B, T] = {tuple(plan.reach_BT.shape)} keys, "
+            f"got {q.shape[2]} queries of {(k.shape[0], k.shape[2])}; build the plan from the ids of this micro-batch"
         )

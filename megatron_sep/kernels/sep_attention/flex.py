@@ -1,6 +1,6 @@
 """Sep-Attention through FlexAttention: an oracle for the fused kernel, and a fallback where Triton kernels fail.
 
-The block table comes from the plan's reach in O(S + blocks^2); ``create_block_mask`` would evaluate S x S pairs. It
+The block table comes from the plan's reach in O(T + blocks^2); ``create_block_mask`` would evaluate all pairs. It
 saves little work all the same: separators are so dense that nearly every causal block holds one.
 """
 
@@ -18,55 +18,59 @@ from megatron_sep.attention.pattern import MaskPlan
 BLOCK = 128
 
 
-def flex_sep_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
-    """FlexAttention under the plan's rule, compiled: [B, H, S, D]. On CPU there is no backward pass."""
-    grouped = q_BHSD.shape[1] != k_BHSD.shape[1]
-    out: Tensor = _compiled()(q_BHSD, k_BHSD, v_BHSD, block_mask=block_mask(plan), scale=scale, enable_gqa=grouped)
+def flex_sep_attention(q_BHQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
+    """FlexAttention under the plan's rule, compiled: [B, H, Q, D]. On CPU there is no backward pass."""
+    grouped = q_BHQD.shape[1] != k_BHTD.shape[1]
+    out: Tensor = _compiled()(q_BHQD, k_BHTD, v_BHTD, block_mask=block_mask(plan), scale=scale, enable_gqa=grouped)
     return out
 
 
 def block_any_all(plan: MaskPlan, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Per block of queries (second axis) and keys (third): does any pair see, do all pairs see? bool [B, N, N] each.
+    """Per block of queries (M) and of keys (N): does any pair see, do all pairs see? bool [B, M, N] each.
 
-    A key j is seen from j to ``j + reach[j] - 1``, so left of the diagonal a block is touched iff its furthest key
-    reaches the block's first query, and full iff its shortest key reaches the block's last query.
+    A key j is seen from j to ``j + reach[j] - 1``. So a pair sees iff a key stands before the last query's next and the
+    furthest reach goes past the first query, and all do iff no key stands after the first query and the shortest reach
+    goes past the last one.
     """
     batch, length = plan.reach_BT.shape
-    blocks = -(-length // block)
-    position = torch.arange(length, device=plan.reach_BT.device)
-    end_BT = position + plan.reach_BT
-    missing = (0, blocks * block - length)
-    furthest_BN = pad(end_BT, missing, value=0).view(batch, blocks, block).amax(2)
-    shortest_BN = pad(end_BT, missing, value=length).view(batch, blocks, block).amin(2)
-    n = torch.arange(blocks, device=plan.reach_BT.device)
-    left = n[None, :] < n[:, None]
-    some = (left & (furthest_BN[:, None, :] > n[:, None] * block)) | (n[None, :] == n[:, None])
-    past_last = ((n + 1) * block).clamp(max=length)
-    every = left & (shortest_BN[:, None, :] >= past_last[:, None])
-    single = (n[None, :] == n[:, None]) & (past_last - n * block == 1)
-    return some, every | single
+    device = plan.reach_BT.device
+    first_key_N, past_key_N = _edges(range(length), block, device)
+    first_query_M1, past_query_M1 = (edge_M[:, None] for edge_M in _edges(plan.queries, block, device))
+    end_BT = torch.arange(length, device=device) + plan.reach_BT
+    missing = (0, -length % block)
+    furthest_B1N = pad(end_BT, missing, value=0).view(batch, 1, -1, block).amax(3)
+    shortest_B1N = pad(end_BT, missing, value=length).view(batch, 1, -1, block).amin(3)
+    some = (first_key_N < past_query_M1) & (furthest_B1N > first_query_M1)
+    every = (past_key_N <= first_query_M1 + 1) & (shortest_B1N >= past_query_M1)
+    return some, every
+
+
+def _edges(positions: range, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first position of each block of a span, and the one after its last."""
+    first = torch.arange(positions.start, positions.stop, block, device=device)
+    return first, (first + block).clamp(max=positions.stop)
 
 
 def block_mask(plan: MaskPlan, block: int = BLOCK) -> BlockMask:
     """FlexAttention's mask for a plan, without looking at single pairs."""
     some, every = block_any_all(plan, block)
-    length = plan.reach_BT.shape[1]
+    first = plan.queries.start
 
     def mask_mod(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return plan.visible(b, q, k)
+        return plan.visible(b, q + first, k)
 
     return BlockMask.from_kv_blocks(
         *_ordered(some & ~every),
         *_ordered(every),
         BLOCK_SIZE=block,
         mask_mod=mask_mod,
-        seq_lengths=(length, length),
+        seq_lengths=(plan.num_queries, plan.reach_BT.shape[1]),
     )
 
 
-def _ordered(table_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts [B, 1, N] and column indices, chosen ones first, [B, 1, N, N], as FlexAttention wants them."""
-    table = table_BNN[:, None].to(torch.int8)
+def _ordered(table_BMN: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts [B, 1, M] and column indices, chosen ones first, [B, 1, M, N], as FlexAttention wants them."""
+    table = table_BMN[:, None].to(torch.int8)
     indices = table.argsort(dim=-1, descending=True, stable=True)
     return table.sum(-1, dtype=torch.int32), indices.to(torch.int32)
 

@@ -1,4 +1,4 @@
-"""Sep-Attention through a dense mask: slow, O(S^2) memory, the truth that the other implementations are held to."""
+"""Sep-Attention through a dense mask: slow, O(Q T) memory, the truth that the other implementations are held to."""
 
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -7,15 +7,15 @@ from megatron_sep.attention.pattern import MaskPlan
 
 
 def reference_attention(
-    q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float, dropout: float = 0.0
+    q_BHQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, plan: MaskPlan, scale: float, dropout: float = 0.0
 ) -> Tensor:
-    """torch's attention under ``plan.dense()``: [B, H, S, D]."""
+    """torch's attention under ``plan.dense()``: [B, H, Q, D]."""
     return scaled_dot_product_attention(
-        q_BHSD,
-        k_BHSD,
-        v_BHSD,
+        q_BHQD,
+        k_BHTD,
+        v_BHTD,
         attn_mask=plan.dense()[:, None],
         dropout_p=dropout,
         scale=scale,
-        enable_gqa=q_BHSD.shape[1] != k_BHSD.shape[1],
+        enable_gqa=q_BHQD.shape[1] != k_BHTD.shape[1],
     )

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from megatron_sep.attention.pattern import GAP, MaskPlan
+from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.kernels.sep_attention.index import GAP, KeyIndex
 from megatron_sep.kernels.sep_attention.tiles import Tile, Tiles, choose_tiles
 
 LOG2_E = 1.4426950408889634
@@ -361,19 +362,27 @@ def _key_gradient_kernel(
 
 
 def triton_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
-    """The fused kernel: [B, H, S, D], laid out in memory like the queries. Raises ValueError for a size it lacks."""
+    """The fused kernel: [B, H, S, D], laid out in memory like the queries; a plan without an index gets one here.
+
+    Raises ValueError for a size that it lacks, and for a plan whose queries are not all of its keys.
+    """
+    if plan.span is not None:
+        raise ValueError(
+            f"sep_attention: the fused kernel takes plans whose queries are all of their keys, not the queries "
+            f"{plan.span} of {plan.reach_BT.shape[1]} keys; pass backend='auto' or 'reference'"
+        )
     size = q_BHSD.shape[3]
     if size > HEAD_SIZES[-1] or q_BHSD.dtype not in (torch.bfloat16, torch.float16, torch.float32) or scale <= 0:
         raise ValueError(
             f"sep_attention: the fused kernel takes head sizes to {HEAD_SIZES[-1]}, bf16, fp16 or fp32 and a positive "
             f"scale, not {size}, {q_BHSD.dtype}, {scale}; pass backend='reference'"
         )
-    plan = plan.prepared()
+    index = KeyIndex.of(plan) if plan.index is None else plan.index
     length = q_BHSD.shape[2]
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHSD, k_BHSD, v_BHSD))
     capacity = length if plan.capacity is None else plan.capacity
     return sep_attention_forward(
-        q, k, v, plan.reach_BT, plan.index.seen_BT, plan.index.sorted_2BG, plan.start_BT, plan.window, capacity, scale
+        q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT, plan.window, capacity, scale
     )[0]
 
 

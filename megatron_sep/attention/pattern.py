@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 FOREVER = 2**31 - 1
-"""The lifetime of a landmark."""
+"""The reach of a landmark in a document without end."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class AttentionPattern:
             landmark_BT = landmark_BT | ((after_sinks_BT > 0) & (after_sinks_BT % self.stride == 0))
         return landmark_BT
 
-    def lifetimes(self, landmark_BT: Tensor) -> Tensor:
-        """How many queries of its document see each token, its own included: int32, FOREVER for a landmark."""
+    def reaches(self, landmark_BT: Tensor) -> Tensor:
+        """How many consecutive queries see each token in a document without end, its own first: int32 [B, T]."""
         window = FOREVER if self.window is None else self.window
         return torch.where(landmark_BT, FOREVER, window).to(torch.int32)
 
@@ -88,7 +88,7 @@ class AttentionPattern:
         if document_BT is not None:
             start_BT = _document_starts(document_BT).to(torch.int32)
             left_BT = left_BT - _document_starts(document_BT.flip(1)).to(torch.int32).flip(1)
-        reach_BT = torch.minimum(left_BT, self.lifetimes(landmark_BT))
+        reach_BT = torch.minimum(left_BT, self.reaches(landmark_BT))
         most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
         causal = window == length and document_BT is None
         plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)

@@ -72,8 +72,8 @@ class StreamingPattern:
         del place_BT
         return is_separator(ids_BT, self.separator_ids)
 
-    def lifetimes(self, landmark_BT: Tensor) -> Tensor:
-        """Every token is visible until an eviction drops it: int32 [B, T]."""
+    def reaches(self, landmark_BT: Tensor) -> Tensor:
+        """Every token is seen until an eviction drops it: int32 [B, T], FOREVER."""
         return torch.full_like(landmark_BT, FOREVER, dtype=torch.int32)
 
     def survivors(self, separator_RC: Tensor, length_R: Tensor) -> Tensor:

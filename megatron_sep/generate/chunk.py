@@ -18,7 +18,7 @@ class RowState:
 
     place_E: Tensor
     """Position of the token in the text."""
-    expires_E: Tensor
+    reach_end_E: Tensor
     """First text position that does not see the token."""
     landmark_E: Tensor
     """bool"""
@@ -85,7 +85,7 @@ def plan_row(
     place_T = state.seen + torch.arange(length, dtype=torch.int32)
     landmark_T = rule.landmarks_at(ids_T[None], (place_T - starts[:-1])[None])[0]
     place = torch.cat([state.place_E, place_T])
-    expires = torch.cat([state.expires_E, later(place_T, rule.lifetimes(landmark_T))])
+    reach_end = torch.cat([state.reach_end_E, end_of_reach(place_T, rule.reaches(landmark_T))])
     landmark = torch.cat([state.landmark_E, landmark_T])
 
     segments, kept, begin, live = [], torch.arange(before), 0, 0
@@ -93,15 +93,15 @@ def plan_row(
         room = length if rule.capacity is None else max(1, rule.capacity - len(kept))
         end = begin + int((starts[begin : min(length, begin + room)] == starts[begin]).sum())
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
-        kept = kept[expires[kept] > state.seen + begin]
+        kept = kept[reach_end[kept] > state.seen + begin]
         plan = visible_TE = None
         if end - begin > 1 and int(starts[begin]) == state.seen + begin:
             plan = _prefill_pattern(rule).plan(ids_T[None, begin:end].to(device))
         elif end - begin > 1:
             now = place_T[begin:end, None]
-            visible_TE = ((place[kept] <= now) & (expires[kept] > now)).to(device)
+            visible_TE = ((place[kept] <= now) & (reach_end[kept] > now)).to(device)
         segments.append(Segment(begin, end, kept.to(device), plan, visible_TE))
-        live += _sightings(place[kept], expires[kept], state.seen + begin, state.seen + end)
+        live += _sightings(place[kept], reach_end[kept], state.seen + begin, state.seen + end)
         if starts[end] != starts[begin]:
             kept = kept[:0]
         elif isinstance(rule, StreamingPattern) and rule.capacity is not None and len(kept) >= rule.capacity:
@@ -109,15 +109,15 @@ def plan_row(
         begin = end
     seen = state.seen + length
     if rule.capacity is None:
-        kept = kept[expires[kept] > seen]
-    after = RowState(place[kept], expires[kept], landmark[kept], seen, int(starts[-1]))
+        kept = kept[reach_end[kept] > seen]
+    after = RowState(place[kept], reach_end[kept], landmark[kept], seen, int(starts[-1]))
     full = (state.seen + 1 + seen) * length // 2
     return RowScript(columns_T.to(device), before, tuple(segments), kept.to(device), after, live, full)
 
 
-def later(place: Tensor, lifetime: Tensor) -> Tensor:
-    """place + lifetime without overflow, int32."""
-    return (place.long() + lifetime.long()).clamp(max=FOREVER).to(torch.int32)
+def end_of_reach(place: Tensor, reach: Tensor) -> Tensor:
+    """First text position that does not see a token: place + reach without overflow, int32."""
+    return (place.long() + reach.long()).clamp(max=FOREVER).to(torch.int32)
 
 
 def _prefill_pattern(rule: TokenRule) -> AttentionPattern:
@@ -134,7 +134,7 @@ def _document_starts(ids_T: Tensor, state: RowState, document_end: int | None) -
     return starts
 
 
-def _sightings(place_E: Tensor, expires_E: Tensor, first: int, last: int) -> int:
+def _sightings(place_E: Tensor, reach_end_E: Tensor, first: int, last: int) -> int:
     """Pairs of a query at a text position first .. last - 1 and an entry that it sees."""
-    since, until = place_E.long().clamp(min=first), expires_E.long().clamp(max=last)
+    since, until = place_E.long().clamp(min=first), reach_end_E.long().clamp(max=last)
     return int((until - since).clamp(min=0).sum())

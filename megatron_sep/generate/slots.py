@@ -16,7 +16,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from megatron_sep.attention.pattern import FOREVER
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenRule, later, plan_row
+from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenRule, end_of_reach, plan_row
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
@@ -53,7 +53,7 @@ class Slots:
         self._bounded = isinstance(self.rule, StreamingPattern) and self.rule.bounded
         capacity = (self.rule.capacity or 0) if self._bounded else 0
         rows = batch * len(self.rules)
-        self.place_RC, self.expires_RC = (self._counters(rows, capacity) for _ in range(2))
+        self.place_RC, self.reach_end_RC = (self._counters(rows, capacity) for _ in range(2))
         self.landmark_RC = self._counters(rows, capacity).bool()
         self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
         self.live_R, self.full_R = (self._counters(rows).long() for _ in range(2))
@@ -118,7 +118,7 @@ class Slots:
             keys_BKCD,
             values_BKCD,
             self.length_R,
-            self.expires_RC,
+            self.reach_end_RC,
             self.seen_R,
             scale=scale,
             rotary=self.rotary.tables(self.capacity) if self.rotary else None,
@@ -159,7 +159,7 @@ class Slots:
         """Make the texts of the batch those at these indices: int64."""
         heads = len(self.rules)
         rows_R = (rows_B[:, None] * heads + torch.arange(heads, device=rows_B.device)).flatten()
-        for name in ("place_RC", "expires_RC", "landmark_RC", "length_R", "seen_R", "document_R", "live_R", "full_R"):
+        for name in ("place_RC", "reach_end_RC", "landmark_RC", "length_R", "seen_R", "document_R", "live_R", "full_R"):
             setattr(self, name, getattr(self, name)[rows_R])
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
             self.keys_LBKCD, self.values_LBKCD = self.keys_LBKCD[:, rows_B], self.values_LBKCD[:, rows_B]
@@ -171,17 +171,17 @@ class Slots:
         every = len(self.rules)
         place_B1 = (self.seen_R - self.document_R)[::every, None]
         landmark_BK = torch.cat([rule.landmarks_at(ids_B1, place_B1) for rule in self.rules], 1)
-        lifetime_BK = torch.cat([rule.lifetimes(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1)
+        reach_BK = torch.cat([rule.reaches(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1)
         slot_R1 = self.length_R[:, None].long()
         self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
-        self.expires_RC.scatter_(1, slot_R1, later(self.seen_R, lifetime_BK.flatten())[:, None])
+        self.reach_end_RC.scatter_(1, slot_R1, end_of_reach(self.seen_R, reach_BK.flatten())[:, None])
         self.landmark_RC.scatter_(1, slot_R1, landmark_BK.reshape(-1, 1))
         return self._position_ids(self.length_R[::every, None].long(), self.seen_R[::every, None].long())
 
     def _end_step(self) -> None:
         assert self._ids_B1 is not None
         slot = torch.arange(self.capacity, device=self.device)
-        self.live_R += ((self.expires_RC > self.seen_R[:, None]) & (slot <= self.length_R[:, None])).sum(1)
+        self.live_R += ((self.reach_end_RC > self.seen_R[:, None]) & (slot <= self.length_R[:, None])).sum(1)
         self.seen_R += 1
         self.full_R += self.seen_R
         self.length_R += 1
@@ -197,7 +197,7 @@ class Slots:
         """Which rows evict now, bool [R], and which of their slots stay, bool [R, C]."""
         if isinstance(self.rule, StreamingPattern) and self.rule.capacity is not None:
             return self.length_R >= self.rule.capacity, self.rule.survivors(self.landmark_RC, self.length_R)
-        kept_RC = (self.expires_RC > self.seen_R[:, None]) & (slot < self.length_R[:, None])
+        kept_RC = (self.reach_end_RC > self.seen_R[:, None]) & (slot < self.length_R[:, None])
         return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
 
     def _evict(self, slot: Tensor) -> None:
@@ -206,7 +206,7 @@ class Slots:
         source_RC = slot.new_zeros(len(kept_RC), self.capacity + 1)
         source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.capacity), slot.expand_as(kept_RC))
         source_RC = torch.where(due_R[:, None], source_RC[:, :-1], slot)
-        for table_RC in (self.place_RC, self.expires_RC, self.landmark_RC):
+        for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC):
             table_RC.copy_(table_RC.gather(1, source_RC))
         self.length_R.copy_(torch.where(due_R, rank_RC[:, -1], self.length_R))
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
@@ -232,10 +232,10 @@ class Slots:
         return self._position_ids(cached_BT, text_BT).to(self.device)
 
     def _states(self) -> list[RowState]:
-        place_RC, expires_RC, landmark_RC = (t.cpu() for t in (self.place_RC, self.expires_RC, self.landmark_RC))
+        place_RC, reach_end_RC, landmark_RC = (t.cpu() for t in (self.place_RC, self.reach_end_RC, self.landmark_RC))
         counts = zip(*(t.tolist() for t in (self.length_R, self.seen_R, self.document_R)), strict=True)
         return [
-            RowState(place_RC[r, :length], expires_RC[r, :length], landmark_RC[r, :length], seen, document)
+            RowState(place_RC[r, :length], reach_end_RC[r, :length], landmark_RC[r, :length], seen, document)
             for r, (length, seen, document) in enumerate(counts)
         ]
 
@@ -277,7 +277,7 @@ class Slots:
         for row, script in enumerate(scripts):
             after, count = script.after, len(script.kept)
             self.place_RC[row, :count] = after.place_E.to(self.device)
-            self.expires_RC[row, :count] = after.expires_E.to(self.device)
+            self.reach_end_RC[row, :count] = after.reach_end_E.to(self.device)
             self.landmark_RC[row, :count] = after.landmark_E.to(self.device)
             self.length_R[row], self.seen_R[row], self.document_R[row] = count, after.seen, after.document
             self.live_R[row] += script.live
@@ -292,8 +292,8 @@ class Slots:
 
     def _grow(self, capacity: int) -> None:
         more = capacity - self.capacity
-        self.place_RC, self.expires_RC, self.landmark_RC = (
-            pad(table_RC, (0, more)) for table_RC in (self.place_RC, self.expires_RC, self.landmark_RC)
+        self.place_RC, self.reach_end_RC, self.landmark_RC = (
+            pad(table_RC, (0, more)) for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC)
         )
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
             self.keys_LBKCD = pad(self.keys_LBKCD, (0, 0, 0, more))

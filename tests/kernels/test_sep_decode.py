@@ -30,14 +30,14 @@ class Step:
     k: Tensor
     v: Tensor
     length: Tensor
-    expires: Tensor
+    reach_end: Tensor
     now: Tensor
     scale: float = 0.3
     rotary: tuple[Tensor, Tensor] | None = None
 
     def run(self, backend: str) -> Tensor:
         """The output; the caches are written."""
-        tensors = (self.q, self.k_new, self.v_new, self.k, self.v, self.length, self.expires, self.now)
+        tensors = (self.q, self.k_new, self.v_new, self.k, self.v, self.length, self.reach_end, self.now)
         return decode_attention(*tensors, scale=self.scale, rotary=self.rotary, backend=backend)
 
     def copy(self) -> "Step":
@@ -82,7 +82,7 @@ class Draw:
         now = torch.randint(-5, 100, (rows,), generator=self.generator)
         live = torch.rand(rows, slots, generator=self.generator) < density
         later = torch.randint(1, 50, (rows, slots), generator=self.generator)
-        expires = torch.where(live, now[:, None] + later, now[:, None] + 1 - later)
+        reach_end = torch.where(live, now[:, None] + later, now[:, None] + 1 - later)
         order = LAYOUTS[self.one_of(*LAYOUTS)]
         k, v = (self.poisoned([batch, heads, slots, size], dtype, order) for _ in range(2))
         dead = (~(live & (torch.arange(slots) < length[:, None]))).to(DEVICE).view(batch, -1, slots, 1)
@@ -92,7 +92,7 @@ class Draw:
         half = self.one_of(0, size // 2, size // 8, 5)
         angles = torch.arange(slots + self.below(3))[:, None] * 10.0 ** -torch.linspace(0, 4, max(half, 1))
         rotary = (angles.cos().to(DEVICE), angles.sin().to(DEVICE)) if half else None
-        numbers = (x.int().to(DEVICE) for x in (length, expires, now))
+        numbers = (x.int().to(DEVICE) for x in (length, reach_end, now))
         return Step(q, k_new, v_new, k, v, *numbers, scale=size**-0.5, rotary=rotary)
 
 
@@ -125,7 +125,7 @@ def by_definition(step: Step) -> Tensor:
     K, C = step.k.shape[1:3]
     length = step.length.view(B, -1).expand(B, K).long()
     slot = torch.arange(C)
-    old = (slot < length[..., None]) & (step.expires > step.now[:, None]).view(B, -1, C)
+    old = (slot < length[..., None]) & (step.reach_end > step.now[:, None]).view(B, -1, C)
     k, v = (x.nan_to_num() for x in (step.k, step.v))
     keys, values = (torch.cat([x, new[:, :, None]], 2) for x, new in ((k, step.k_new), (v, step.v_new)))
     q = step.q.view(B, K, H // K, D)
@@ -184,7 +184,7 @@ def test_a_row_of_the_reference_has_the_same_bits_alone_and_in_any_capacity(dtyp
                 **{name: getattr(step, name)[one] for name in ("q", "k_new", "v_new")},
                 **{name: torch.cat([getattr(step, name)[one]] * 2, 2) for name in ("k", "v")},
                 **{name: getattr(step, name)[own] for name in ("length", "now")},
-                expires=torch.cat([step.expires[own]] * 2, 1),
+                reach_end=torch.cat([step.reach_end[own]] * 2, 1),
                 rotary=step.rotary and tuple(torch.cat([x, x]) for x in step.rotary),
             )
             assert torch.equal(alone.run("reference")[0], together[b]), (seed, b)
@@ -193,7 +193,7 @@ def test_a_row_of_the_reference_has_the_same_bits_alone_and_in_any_capacity(dtyp
 @interpreted
 @pytest.mark.parametrize("chunk", range(4))
 def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any lengths, expiries, groups, angles, layout, block and splits; NaN in every slot that is not live."""
+    """Any lengths, ends of reach, groups, angles, layout, block and splits; NaN in every slot that is not live."""
     for seed in range(6 * chunk, 6 * chunk + 6):
         draw = Draw(seed)
         launch = Launch(draw.one_of(16, 32), draw.one_of(1, 1, 2, 3, 5))
@@ -224,7 +224,7 @@ TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 def test_random_cases_equal_the_reference_on_gpu(
     dtype: torch.dtype, size: int, group: int, splits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compiled: any lengths, expiries, angles and layout, the chosen splits and others; NaN in every dead slot."""
+    """Compiled: any lengths, ends of reach, angles and layout, the chosen splits and others; NaN in every dead slot."""
     if splits is not None:
         monkeypatch.setattr(
             "megatron_sep.kernels.sep_decode.triton.choose_launch",
@@ -248,7 +248,7 @@ def test_a_row_that_sees_only_the_new_token_returns_its_value(backend: str, grou
             len(step.now) // 3
         )
         step.now.fill_(7)
-        step.expires.view(3, -1, slots)[:2] = 7
+        step.reach_end.view(3, -1, slots)[:2] = 7
         step.k, step.v = step.k.nan_to_num(), step.v.nan_to_num()
         angles = torch.rand(slots, 16, device=DEVICE)
         step.rotary = (angles.cos(), angles.sin()) if rotated else None
@@ -277,7 +277,7 @@ def test_a_full_row_writes_nothing_and_still_attends(group: int) -> None:
 def test_equal_rows_of_heads_and_of_the_batch_are_one_case(backend: str) -> None:
     """Bookkeeping a batch row, repeated for each key head, gives the same bits."""
     step = Draw(4).step(2, 3, 2, 30, 16, torch.float32)
-    one = {"length": step.length[:2], "expires": step.expires[:2], "now": step.now[:2]}
+    one = {"length": step.length[:2], "reach_end": step.reach_end[:2], "now": step.now[:2]}
     step = replace(step, k=step.k.nan_to_num(), v=step.v.nan_to_num(), **one)
     each = replace(step.copy(), **{name: x.repeat_interleave(3, 0) for name, x in one.items()})
     torch.testing.assert_close(step.run(backend), each.run(backend), rtol=1e-6, atol=1e-6)
@@ -392,7 +392,7 @@ def test_a_cuda_graph_holds_a_step_and_a_compaction(batch: int, group: int) -> N
     step = draw.step(batch, 2, group, 900, 64, torch.bfloat16)
     step.k, step.v = step.k.nan_to_num()[None].contiguous(), step.v.nan_to_num()[None].contiguous()
     step.length.fill_(100)
-    step.expires.random_(0, 40, generator=torch.Generator("cuda").manual_seed(1))
+    step.reach_end.random_(0, 40, generator=torch.Generator("cuda").manual_seed(1))
     step.now.fill_(10)
     source = torch.arange(900, dtype=torch.int32, device="cuda").repeat(len(step.now), 1)
     shorter, due = torch.zeros_like(step.length), torch.zeros_like(step.length, dtype=torch.int8)
@@ -452,7 +452,7 @@ def test_what_does_not_fit_is_an_error() -> None:
     refused("allocate them with D last", k=step.k.mT.contiguous().mT)
     refused("k_new is torch.float16", k_new=step.k_new.half())
     refused("3 rows of bookkeeping", length=step.length.new_zeros(3))
-    refused("expires is .*pass .*int32", expires=step.expires.long())
+    refused("reach_end is .*pass .*int32", reach_end=step.reach_end.long())
     refused("now is .*pass", now=step.now.new_zeros(7))
     refused("rotary is cos", rotary=(torch.ones(5, 4, device=DEVICE), torch.ones(5, 4, device=DEVICE)))
     refused("rotary is cos", rotary=(torch.ones(10, 9, device=DEVICE), torch.ones(10, 9, device=DEVICE)))
@@ -463,7 +463,7 @@ def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(BackendError, match="cuda is unknown; choose auto, triton, reference".replace("cuda", "'cuda'")):
         step.run("cuda")
     with pytest.raises(ValueError, match=r"due is .*bool or int8"):
-        compact(step.k[None], step.v[None], step.expires, step.length, step.length)
+        compact(step.k[None], step.v[None], step.reach_end, step.length, step.length)
 
 
 def test_the_registry_knows_both() -> None:

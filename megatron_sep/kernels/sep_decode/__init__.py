@@ -1,8 +1,8 @@
 """One decode step of attention over a cache of keys and values that live in preallocated slots, in place.
 
-Names: B rows of the batch, H query heads in groups that share one of K key heads, D head size, C slots (the capacity),
+Names: B rows of the batch, H query heads in groups that share one of K key heads, D head size, C slots,
 L layers. R rows of bookkeeping: R = B where all heads keep the same tokens, R = B * K (b-major) where each key head
-keeps its own. Slots ``[0, length)`` of a row are in use; slot c is dead once ``expires[c] <= now``, its memory stays
+keeps its own. Slots ``[0, length)`` of a row are in use; slot c is dead once ``reach_end[c] <= now``, its memory stays
 until ``compact``.
 """
 
@@ -26,7 +26,7 @@ def decode_attention(
     k_BKCD: Tensor,
     v_BKCD: Tensor,
     length_R: Tensor,
-    expires_RC: Tensor,
+    reach_end_RC: Tensor,
     now_R: Tensor,
     *,
     scale: float,
@@ -36,9 +36,9 @@ def decode_attention(
     """Store the new token in slot ``length`` of each row, then attend to it and to the live slots before it: [B, H, D].
 
     The caches are written in place and may be views of any strides with a contiguous last axis. ``length``,
-    ``expires`` and ``now`` are int32 on the tensors' device and only read: the caller advances ``length`` once all
-    layers are through. The new token counts whatever its ``expires`` says. ``length < C`` is the caller's promise: in a
-    full row the kernel stores nothing (and never writes outside), the reference raises.
+    ``reach_end`` and ``now`` are int32 on the tensors' device and only read: the caller advances ``length`` once all
+    layers are through. The new token counts whatever its ``reach_end`` says. ``length < C`` is the caller's promise: in
+    a full row the kernel stores nothing (and never writes outside), the reference raises.
 
     ``scale`` multiplies the scores. ``rotary``: keys are stored unrotated, and slot c turns by the angle of index c as
     it is read; the query comes unrotated and turns by the angle of its own slot, ``length`` (positions inside the
@@ -50,10 +50,10 @@ def decode_attention(
     """
     _check_caches("k [B, K, C, D] and v", k_BKCD, v_BKCD, 4)
     _check_step(q_BHD, k_new_BKD, v_new_BKD, k_BKCD)
-    _check_rows(k_BKCD.shape, k_BKCD.device, {"length": length_R, "now": now_R}, {"expires": expires_RC})
+    _check_rows(k_BKCD.shape, k_BKCD.device, {"length": length_R, "now": now_R}, {"reach_end": reach_end_RC})
     if rotary is not None:
         _check_rotary(rotary, k_BKCD)
-    arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, expires_RC, now_R, scale, rotary)
+    arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, reach_end_RC, now_R, scale, rotary)
     if _choose(backend, q_BHD.device.type) == "triton":
         from megatron_sep.kernels.sep_decode.triton import triton_decode
 

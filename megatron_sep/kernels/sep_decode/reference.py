@@ -14,7 +14,7 @@ from megatron_sep.kernels.sep_decode import Rotary
 
 def reference_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
-    length_R: Tensor, expires_RC: Tensor, now_R: Tensor, scale: float, rotary: Rotary | None,
+    length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: Rotary | None,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Reads the lengths on the host; raises ValueError for a row that is full."""
     B, H, D = q_BHD.shape
@@ -28,7 +28,7 @@ def reference_decode(
         own = slice(first, first + heads)
         k_BKCD[b, own, length] = k_new_BKD[b, own]
         v_BKCD[b, own, length] = v_new_BKD[b, own]
-        live = expires_RC[row, : length + 1] > now_R[row]
+        live = reach_end_RC[row, : length + 1] > now_R[row]
         live[length] = True
         slots = live.nonzero()[:, 0]
         q, k, v = q_BHD[b].view(K, H // K, D)[own], k_BKCD[b, own][:, slots], v_BKCD[b, own][:, slots]

@@ -16,7 +16,7 @@ from torch import Tensor
 LOG2_E = 1.4426950408889634
 HEAD_SIZES = (16, 256)
 DEAD = tl.constexpr(-2147483648)
-"""An expiry that no moment comes before."""
+"""An end of reach that no moment comes before."""
 
 
 class Launch(NamedTuple):
@@ -87,10 +87,10 @@ def _turned(rows, there, cos, sin, HALF: tl.constexpr, PAIRS: tl.constexpr):
     return one * cos - two * sin, two * cos + one * sin
 
 
-@triton.jit(do_not_specialize=["e_r", "C", "K", "heads_a_row"])
+@triton.jit(do_not_specialize=["re_r", "C", "K", "heads_a_row"])
 def _decode_kernel(
-    Q, K_NEW, V_NEW, KEYS, VALUES, LENGTH, EXPIRES, NOW, COS, SIN, OUT, SUMS, LARGEST, TOTAL, scale,
-    q_b, q_h, kn_b, kn_h, vn_b, vn_h, k_b, k_h, k_c, v_b, v_h, v_c, e_r, C, K, heads_a_row,
+    Q, K_NEW, V_NEW, KEYS, VALUES, LENGTH, REACH_END, NOW, COS, SIN, OUT, SUMS, LARGEST, TOTAL, scale,
+    q_b, q_h, kn_b, kn_h, vn_b, vn_h, k_b, k_h, k_c, v_b, v_h, v_c, re_r, C, K, heads_a_row,
     G: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr, PAIRS: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +120,7 @@ def _decode_kernel(
     whole = d < D
     plain = (whole & (d >= 2 * HALF))[None, :]
     head = (g < G)[:, None]
-    expires_at = EXPIRES + row.to(tl.int64) * e_r
+    reach_end_at = REACH_END + row.to(tl.int64) * re_r
 
     # The new token: stored by the first share alone, counted there from registers.
     k_at = KEYS + b * k_b + n * k_h
@@ -155,7 +155,7 @@ def _decode_kernel(
     acc = tl.zeros([LANES, P], tl.float32)
     for first in tl.range(start, end, BLOCK):
         within = first + c < end
-        live = tl.load(expires_at + first + c, mask=within, other=DEAD) > now
+        live = tl.load(reach_end_at + first + c, mask=within, other=DEAD) > now
         at = (first + c).to(tl.int64)[:, None]
         there = within[:, None]  # dead slots are few and read along: a mask known early lets loads run ahead
         v = tl.load(v_at + at * v_c + d[None, :], mask=there & whole[None, :], other=0.0)
@@ -278,7 +278,7 @@ def _compact_kernel(
 
 def triton_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
-    length_R: Tensor, expires_RC: Tensor, now_R: Tensor, scale: float, rotary: tuple[Tensor, Tensor] | None,
+    length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: tuple[Tensor, Tensor] | None,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Raises ValueError for a size or type that the kernel lacks."""
     _check_size(k_BKCD)
@@ -288,7 +288,7 @@ def triton_decode(
     out = q_BHD.new_empty(B, H, D)
     if not B:
         return out
-    q, k_new, v_new, expires = (_last_contiguous(x) for x in (q_BHD, k_new_BKD, v_new_BKD, expires_RC))
+    q, k_new, v_new, reach_end = (_last_contiguous(x) for x in (q_BHD, k_new_BKD, v_new_BKD, reach_end_RC))
     length, now = length_R.contiguous(), now_R.contiguous()
     cos, sin = (x.contiguous() for x in rotary) if rotary else (out, out)
     half = cos.shape[1] if rotary else 0
@@ -300,9 +300,9 @@ def triton_decode(
         largest, total = out.new_empty(2, B * H * splits, dtype=torch.float32)
     heads_a_row = pairs // length.shape[0]
     _decode_kernel[(pairs, splits)](
-        q, k_new, v_new, k_BKCD, v_BKCD, length, expires, now, cos, sin, out, sums, largest, total, scale * LOG2_E,
+        q, k_new, v_new, k_BKCD, v_BKCD, length, reach_end, now, cos, sin, out, sums, largest, total, scale * LOG2_E,
         *q.stride()[:2], *k_new.stride()[:2], *v_new.stride()[:2], *k_BKCD.stride()[:3], *v_BKCD.stride()[:3],
-        expires.stride(0), C, K, heads_a_row,
+        reach_end.stride(0), C, K, heads_a_row,
         G=G, D=D, P=triton.next_power_of_2(D), GROUP=padded_group(G), BLOCK=block,
         HALF=half, PAIRS=max(16, triton.next_power_of_2(half)), DIRECT=splits == 1,
         num_warps=launch.warps, num_stages=launch.stages,

@@ -209,18 +209,18 @@ def flex(plan: MaskPlan, grouped: bool, autotune: bool) -> Attention:
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
 
 
-def bench(shape: Shape, layout: str, flex_mode: str, density: float, capacity: int | None) -> Row:
+def bench(shape: Shape, layout: str, flex_mode: str, density: float, max_landmarks: int | None) -> Row:
     """Every method on one shape; a method that fails leaves a note instead of a figure."""
     tensors = inputs(shape, layout)
     pattern, ids = drawn_ids(shape, density)
-    plan = indexed(pattern.plan(ids, capacity=capacity))
+    plan = indexed(pattern.plan(ids, max_landmarks=max_landmarks))
     grouped = shape.heads != shape.kv_heads
     methods: dict[str, tuple[Attention, bool]] = {"ours": (lambda q, k, v: sep_attention(q, k, v, plan), True)}
     methods |= {name: (dense(backend, grouped), True) for name, backend in DENSE.items()}
     if flex_mode != "none":
         methods["flex"] = (flex(plan, grouped, flex_mode == "autotune"), False)
     first = seconds(partial(forward_backward, methods["ours"][0], tensors))
-    plan_ms = milliseconds(lambda: indexed(pattern.plan(ids, capacity=capacity)))
+    plan_ms = milliseconds(lambda: indexed(pattern.plan(ids, max_landmarks=max_landmarks)))
     row = Row(shape, plan.map_share().item(), plan_ms, first, {}, {}, {})
     for name, (attention, graph) in methods.items():
         try:
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("bhsd", "bshd", "sbhd"), default="bhsd", help="order of axes in memory")
     parser.add_argument("--flex", choices=("none", "default", "autotune"), default="none")
     parser.add_argument("--density", type=float, default=DENSITY, help="share of separators")
-    parser.add_argument("--capacity", type=int, help="landmarks a row may have (default: all of its tokens)")
+    parser.add_argument("--max-landmarks", type=int, help="promised to the kernel (default: all tokens of a row)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here too")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -281,7 +281,7 @@ def main() -> None:
     print(HEADER, flush=True)
     rows = []
     for shape in options.shapes:
-        row = bench(shape, options.layout, options.flex, options.density, options.capacity)
+        row = bench(shape, options.layout, options.flex, options.density, options.max_landmarks)
         rows.append(row)
         print(line(row), *(f"  {name}: {note}" for name, note in row.notes.items()), sep="\n", flush=True)
         if options.json:

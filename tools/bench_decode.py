@@ -97,7 +97,7 @@ def filled(
     Slots.end(slots)
     slots.context = context  # type: ignore[attr-defined]
     slots.reserve(spare)
-    shape = (32, batch, 8, slots.capacity, 128)
+    shape = (32, batch, 8, slots.num_slots, 128)
     slots.keys_LBKCD = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
     slots.values_LBKCD = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
     cache.groups, cache.columns = {rule: slots}, context

@@ -72,13 +72,13 @@ class AttentionPattern:
         document_BT: Tensor | None = None,
         *,
         queries: range | None = None,
-        capacity: int | None = None,
+        max_landmarks: int | None = None,
     ) -> "MaskPlan":
         """Bind the pattern to token ids [B, T]: O(T) work and memory, no host synchronisation.
 
-        ``queries`` are the positions that attend, a consecutive span; None: all. ``capacity`` promises that no row has
-        more landmarks, so that the fused kernel needs less memory; a row that breaks the promise comes out of attention
-        as NaN. Raises ValueError for queries that are no positions of the row.
+        ``document_BT`` is that of ``landmarks``. ``queries`` are the positions that attend, a consecutive span; None:
+        all. ``max_landmarks`` promises that no row has more, so that the fused kernel needs less memory; a row that
+        breaks the promise comes out of it as NaN. Raises ValueError for queries that are no positions of the row.
         """
         length = ids_BT.shape[1]
         landmark_BT = self.landmarks(ids_BT, document_BT)
@@ -89,12 +89,13 @@ class AttentionPattern:
             start_BT = _document_starts(document_BT).to(torch.int32)
             left_BT = left_BT - _document_starts(document_BT.flip(1)).to(torch.int32).flip(1)
         reach_BT = torch.minimum(left_BT, self.reaches(landmark_BT))
-        most = min(self._most_landmarks(length, document_BT), length if capacity is None else capacity)
+        most = self._max_landmarks(length, document_BT)
+        most = most if max_landmarks is None else min(most, max_landmarks)
         causal = window == length and document_BT is None
         plan = MaskPlan(window, landmark_BT, reach_BT, causal, start_BT, most)
         return plan if queries is None else plan.of_queries(queries)
 
-    def _most_landmarks(self, length: int, document_BT: Tensor | None) -> int:
+    def _max_landmarks(self, length: int, document_BT: Tensor | None) -> int:
         """The most landmarks a row can have, from what is known without looking at the ids."""
         if self.separator_ids or document_BT is not None:
             return length
@@ -120,7 +121,7 @@ class MaskPlan:
     """Every position is a query and sees every earlier key of its row: plain causal attention."""
     start_BT: Tensor | None = None
     """int32: first position of each token's document; None: a row is one document."""
-    capacity: int | None = None
+    max_landmarks: int | None = None
     """No row has more landmarks than this, known to the host; None: T."""
     span: range | None = None
     """The positions of the queries; None: all."""

@@ -77,9 +77,9 @@ class _Slots:
         score_BKC = keys.new_zeros(keys.shape[:3], dtype=torch.promote_types(keys.dtype, torch.float32))
         return cls(keys, values, torch.zeros_like(score_BKC, dtype=torch.int64), score_BKC)
 
-    def grown(self, capacity: int) -> "_Slots":
+    def grown(self, num_slots: int) -> "_Slots":
         """With empty slots up to this number."""
-        more = capacity - self.place_BKC.shape[2]
+        more = num_slots - self.place_BKC.shape[2]
         keys, values = (pad(store, (0, 0, 0, more)) for store in (self.keys_BKCD, self.values_BKCD))
         return _Slots(keys, values, pad(self.place_BKC, (0, more), value=-1), pad(self.score_BKC, (0, more)))
 
@@ -99,7 +99,7 @@ class HeavyHitters(_Counted):
         super().__init__(rule, num_layers, batch, device)
         self.rule = rule
         self.layers: dict[int, _Slots] = {}
-        self._capacity = self._columns = 0
+        self._num_slots = self._columns = 0
 
     @property
     def num_bytes(self) -> int:
@@ -120,7 +120,7 @@ class HeavyHitters(_Counted):
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in one layer of the group, [B, H, T, D]."""
         if layer not in self.layers:
-            self.layers[layer] = _Slots.empty(k_BKTD, v_BKTD).grown(self._capacity)
+            self.layers[layer] = _Slots.empty(k_BKTD, v_BKTD).grown(self._num_slots)
         padding_B1T1 = ~self._real_BT[:, None, :, None]
         columns = (t.masked_fill(padding_B1T1, 0).unbind(2) for t in (q_BHTD, k_BKTD, v_BKTD))
         tokens = enumerate(zip(*columns, strict=True))
@@ -130,10 +130,10 @@ class HeavyHitters(_Counted):
         """Slots for so many more tokens of each text, as far as the rule keeps them; were stores replaced?"""
         most = self.rule.budget + 1
         needed = min(most, self._columns + tokens)
-        if needed <= self._capacity:
+        if needed <= self._num_slots:
             return False
-        self._capacity = min(most, needed + SPARE)
-        self.layers = {layer: slots.grown(self._capacity) for layer, slots in self.layers.items()}
+        self._num_slots = min(most, needed + SPARE)
+        self.layers = {layer: slots.grown(self._num_slots) for layer, slots in self.layers.items()}
         return True
 
     def select(self, rows_B: Tensor) -> None:

@@ -51,10 +51,10 @@ class Slots:
         self.rotary = rotary if self.rule.positions == "cache" else None
         self.evicts = any(rule.capacity is not None or rule.window is not None for rule in self.rules)
         self._bounded = isinstance(self.rule, StreamingPattern) and self.rule.bounded
-        capacity = (self.rule.capacity or 0) if self._bounded else 0
+        num_slots = (self.rule.capacity or 0) if self._bounded else 0
         rows = batch * len(self.rules)
-        self.place_RC, self.reach_end_RC = (self._counters(rows, capacity) for _ in range(2))
-        self.landmark_RC = self._counters(rows, capacity).bool()
+        self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
+        self.landmark_RC = self._counters(rows, num_slots).bool()
         self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
         self.live_R, self.full_R = (self._counters(rows).long() for _ in range(2))
         """Entries that each token saw, and tokens of the text up to it, summed over the tokens."""
@@ -70,7 +70,7 @@ class Slots:
         return self.rules[0]
 
     @property
-    def capacity(self) -> int:
+    def num_slots(self) -> int:
         """Slots a row has."""
         return self.place_RC.shape[1]
 
@@ -82,7 +82,7 @@ class Slots:
 
     def blocks(self) -> dict[str, Tensor]:
         """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
-        slot = torch.arange(self.capacity, device=self.device)
+        slot = torch.arange(self.num_slots, device=self.device)
         used_RC = slot < self.length_R[:, None]
         sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.rule.sinks)
         window = self.rule.window
@@ -106,7 +106,7 @@ class Slots:
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in one layer of the group, [B, H, T, D]; keys and values are kept for later."""
         if self.keys_LBKCD is None or self.values_LBKCD is None:
-            shape = (self.num_layers, self.batch, k_BKTD.shape[1], self.capacity, k_BKTD.shape[3])
+            shape = (self.num_layers, self.batch, k_BKTD.shape[1], self.num_slots, k_BKTD.shape[3])
             self.keys_LBKCD, self.values_LBKCD = k_BKTD.new_zeros(shape), v_BKTD.new_zeros(shape)
         keys_BKCD, values_BKCD = self.keys_LBKCD[layer], self.values_LBKCD[layer]
         if self._scripts is not None:
@@ -121,7 +121,7 @@ class Slots:
             self.reach_end_RC,
             self.seen_R,
             scale=scale,
-            rotary=self.rotary.tables(self.capacity) if self.rotary else None,
+            rotary=self.rotary.tables(self.num_slots) if self.rotary else None,
             backend=self.backend,
         )
         return out_BHD[:, :, None]
@@ -136,17 +136,17 @@ class Slots:
 
     def room(self) -> bool:
         """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?"""
-        return self._most + 1 > self.capacity and self.reserve(max(SPARE, self.capacity // 4))
+        return self._most + 1 > self.num_slots and self.reserve(max(SPARE, self.num_slots // 4))
 
     def reserve(self, tokens: int) -> bool:
         """Make room for so many more tokens a row, fewer where tokens leave; were the stores replaced?
 
         The device is asked for the lengths only where what the host knows might not suffice.
         """
-        if self._bounded or self._most + tokens <= self.capacity:
+        if self._bounded or self._most + tokens <= self.num_slots:
             return False
         self._most = int(self.length_R.max())
-        if self._most + (self.slack if self.evicts else tokens) < self.capacity:
+        if self._most + (self.slack if self.evicts else tokens) < self.num_slots:
             return False
         self._grow(self._most + tokens)
         return True
@@ -180,7 +180,7 @@ class Slots:
 
     def _end_step(self) -> None:
         assert self._ids_B1 is not None
-        slot = torch.arange(self.capacity, device=self.device)
+        slot = torch.arange(self.num_slots, device=self.device)
         self.live_R += ((self.reach_end_RC > self.seen_R[:, None]) & (slot <= self.length_R[:, None])).sum(1)
         self.seen_R += 1
         self.full_R += self.seen_R
@@ -203,8 +203,8 @@ class Slots:
     def _evict(self, slot: Tensor) -> None:
         due_R, kept_RC = self._due_and_kept(slot)
         rank_RC = kept_RC.cumsum(1)
-        source_RC = slot.new_zeros(len(kept_RC), self.capacity + 1)
-        source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.capacity), slot.expand_as(kept_RC))
+        source_RC = slot.new_zeros(len(kept_RC), self.num_slots + 1)
+        source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.num_slots), slot.expand_as(kept_RC))
         source_RC = torch.where(due_R[:, None], source_RC[:, :-1], slot)
         for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC):
             table_RC.copy_(table_RC.gather(1, source_RC))
@@ -223,7 +223,7 @@ class Slots:
             scripts.append(plan_row(self.rules[head], state, ids_T, columns_T, self.document_end, self.device))
         self._scripts = scripts
         self._most = max(len(script.kept) for script in scripts)
-        if self._most > self.capacity:
+        if self._most > self.num_slots:
             self._grow(self._most + SPARE)
         cached_BT, text_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
         for row, script in enumerate(scripts[:: len(self.rules)]):
@@ -290,8 +290,8 @@ class Slots:
     def _counters(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-    def _grow(self, capacity: int) -> None:
-        more = capacity - self.capacity
+    def _grow(self, num_slots: int) -> None:
+        more = num_slots - self.num_slots
         self.place_RC, self.reach_end_RC, self.landmark_RC = (
             pad(table_RC, (0, more)) for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC)
         )

@@ -227,26 +227,26 @@ def test_documents_never_touch_each_other() -> None:
             assert gradient[:, :, mine].count_nonzero() > 0
 
 
-def test_too_many_landmarks_for_the_capacity_give_nan() -> None:
-    """A row that breaks the plan's capacity comes out as NaN, so that it reaches the loss; other rows stay right."""
+def test_more_landmarks_than_promised_give_nan() -> None:
+    """A row with more than ``max_landmarks`` comes out as NaN, so that it reaches the loss; other rows stay right."""
     plan, tensors = small_case()
     counts = plan.landmark_BT.sum(1)
     least, most = int(counts.argmin()), int(counts.argmax())
     assert counts[least] < counts[most]
-    tight = replace(plan, capacity=int(counts[least]))
+    tight = replace(plan, max_landmarks=int(counts[least]))
     out, whole = fused_outputs(tight, tensors)[0], fused_outputs(plan, tensors)[0]
     assert out[most].isnan().all()
     assert torch.equal(out[least], whole[least])
-    assert torch.equal(fused_outputs(replace(plan, capacity=int(counts[most])), tensors)[0], whole)
+    assert torch.equal(fused_outputs(replace(plan, max_landmarks=int(counts[most])), tensors)[0], whole)
 
 
-def test_capacity_sizes_the_compacted_memory() -> None:
-    """The plan's capacity, from the pattern or from the caller, is the compacted rows' number."""
+def test_max_landmarks_sizes_the_compacted_memory() -> None:
+    """The most that the plan can have, from the pattern or from the caller, is the compacted rows' number."""
     ids = torch.zeros(2, 100, dtype=torch.long)
-    assert AttentionPattern(8, 3, stride=5).plan(ids).capacity == 3 + 97 // 5
-    assert AttentionPattern(8, 3, (1,)).plan(ids).capacity == 100
-    assert AttentionPattern(8, 3, (1,)).plan(ids, capacity=30).capacity == 30
-    assert AttentionPattern(8, 3, stride=5).plan(ids, ids).capacity == 100
+    assert AttentionPattern(8, 3, stride=5).plan(ids).max_landmarks == 3 + 97 // 5
+    assert AttentionPattern(8, 3, (1,)).plan(ids).max_landmarks == 100
+    assert AttentionPattern(8, 3, (1,)).plan(ids, max_landmarks=30).max_landmarks == 30
+    assert AttentionPattern(8, 3, stride=5).plan(ids, ids).max_landmarks == 100
 
 
 def test_two_runs_give_the_same_bits() -> None:
@@ -323,7 +323,7 @@ def test_a_cuda_graph_replays_the_kernel() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(32, 12, 2048, 64, 64), (4, 16, 8192, 128, 256)], ids=str)
 def test_memory_is_at_most_that_of_dense_attention(shape: tuple[int, ...]) -> None:
-    """Without a capacity the peak of one forward and backward is cuDNN's within 2 %, with one of a quarter below it."""
+    """The peak of one forward and backward is cuDNN's within 2 %, below it with a quarter as landmarks at most."""
     batch, heads, length, size, window = shape
     tensors = Draw(0).tensors(batch, heads, 1, length, size, torch.bfloat16, "bhsd")
     tensors = [x.contiguous() for x in tensors]
@@ -339,4 +339,4 @@ def test_memory_is_at_most_that_of_dense_attention(shape: tuple[int, ...]) -> No
 
     dense = peak(causal_attention)
     assert peak(fused(pattern.plan(ids))) <= 1.02 * dense
-    assert peak(fused(pattern.plan(ids, capacity=length // 4))) < dense
+    assert peak(fused(pattern.plan(ids, max_landmarks=length // 4))) < dense

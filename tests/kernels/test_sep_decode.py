@@ -171,7 +171,7 @@ def test_the_reference_is_the_definition() -> None:
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_of_the_reference_has_the_same_bits_alone_and_in_any_capacity(dtype: torch.dtype) -> None:
+def test_a_row_of_the_reference_has_the_same_bits_alone_and_among_any_slots(dtype: torch.dtype) -> None:
     """Neighbours, dead slots and unused slots change no bit."""
     for seed in range(10):
         step = Draw(seed).step(3, 2, 3, 50, 24, dtype)
@@ -204,7 +204,7 @@ def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.Monkey
 @interpreted
 @pytest.mark.parametrize(("dtype", "group", "tolerance"), [(torch.bfloat16, 1, 8e-3), (torch.float16, 3, 2e-3)])
 def test_half_precision_and_the_launch_it_chooses(dtype: torch.dtype, group: int, tolerance: float) -> None:
-    """As launched for a capacity that is split."""
+    """As launched for slots that are split."""
     for seed in range(3):
         draw = Draw(seed)
         assert choose_launch(2, group, 200, 32, 2, False, 132).splits > 1

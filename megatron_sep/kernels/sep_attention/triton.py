@@ -81,7 +81,7 @@ def _spans(
 @triton.jit
 def _masked_tile(
     K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, landmark, landmark_end,
-    document_end, S, capacity, i,
+    document_end, S, max_landmarks, i,
     D: tl.constexpr, P: tl.constexpr, KEYS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Tile t of those that need a mask: the window's two ends, then landmarks. Keys, values and who sees them.
@@ -103,7 +103,7 @@ def _masked_tile(
         k = _tile(k_rows, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
         v = _tile(v_rows, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
     else:
-        rows = tl.where(in_window, S, capacity)
+        rows = tl.where(in_window, S, max_landmarks)
         k = _tile(
             tl.where(in_window, K + k_at, KC + c_at), 0, tl.where(in_window, k_s, D), b, n, row, rows, D, P, KEYS, TMA
         )
@@ -116,10 +116,10 @@ def _masked_tile(
     return k, v, _sees(i[:, None] - position[None, :], reach[None, :])
 
 
-@triton.jit(do_not_specialize=["N", "capacity"])
+@triton.jit(do_not_specialize=["N", "max_landmarks"])
 def _compact_kernel(
     K, V, KC, VC, SEEN, SORTED,
-    k_b, k_h, k_s, v_b, v_h, v_s, S, N, capacity,
+    k_b, k_h, k_s, v_b, v_h, v_s, S, N, max_landmarks,
     D: tl.constexpr, P: tl.constexpr, GAP: tl.constexpr,
 ):  # fmt: skip
     """Copy the landmarks' keys and values to consecutive rows, followed by at least GAP rows of zeros."""
@@ -138,8 +138,8 @@ def _compact_kernel(
         v = tl.load(
             V + b.to(tl.int64) * v_b + h.to(tl.int64) * v_h + position * v_s + d[None, :], mask=there, other=0.0
         )
-        to = (tl.program_id(1).to(tl.int64) * capacity + row[:, None]) * D + d[None, :]
-        inside = (row < capacity)[:, None] & (d < D)[None, :]
+        to = (tl.program_id(1).to(tl.int64) * max_landmarks + row[:, None]) * D + d[None, :]
+        inside = (row < max_landmarks)[:, None] & (d < D)[None, :]
         tl.store(KC + to, k, mask=inside)
         tl.store(VC + to, v, mask=inside)
 
@@ -161,10 +161,10 @@ def _attend(q, k, v, acc, largest, total, scale, visible, MASKED: tl.constexpr):
     return acc, new, total
 
 
-@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "capacity", "GAP"])
+@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _forward_kernel(
     Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, LSE, scale,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, S, window, H, N, GROUP, capacity, GAP,
+    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, S, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
@@ -184,10 +184,10 @@ def _forward_kernel(
         inside = inside & (d < D)[None, :]
     at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + i.to(tl.int64) * q_s
     q = tl.load(Q + at[:, None] + d[None, :], mask=inside, other=0.0)
-    overflow = tl.load(SEEN + b * S + S - 1) > capacity
+    overflow = tl.load(SEEN + b * S + S - 1) > max_landmarks
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
     v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
-    c_at = (b * N + n).to(tl.int64) * capacity * D
+    c_at = (b * N + n).to(tl.int64) * max_landmarks * D
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
@@ -203,7 +203,7 @@ def _forward_kernel(
     for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
         k, v, visible = _masked_tile(
             K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
-            landmark_end, document_end, S, capacity, i, D, P, KEYS, TMA,
+            landmark_end, document_end, S, max_landmarks, i, D, P, KEYS, TMA,
         )  # fmt: skip
         acc, largest, total = _attend(q, k, v, acc, largest, total, scale, visible, True)
     if INNER:
@@ -213,8 +213,8 @@ def _forward_kernel(
             acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
     if not PACKED:
         for t in tl.range(0, whole):
-            k = _tile(KC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
-            v = _tile(VC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            k = _tile(KC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
+            v = _tile(VC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
             acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
 
     o = tl.where(overflow, float("nan"), acc / total[:, None])
@@ -235,11 +235,11 @@ def _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, MASKED: tl.con
     return tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "capacity", "GAP"])
+@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _query_gradient_kernel(
     Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, DO, LSE, DELTA, DQ, scale, dq_scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, do_b, do_h, do_s, dq_b, dq_h, dq_s,
-    S, window, H, N, GROUP, capacity, GAP,
+    S, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
@@ -267,7 +267,7 @@ def _query_gradient_kernel(
     lse = tl.load(LSE + row_at, mask=i < S, other=0.0)
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
     v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
-    c_at = (b * N + n).to(tl.int64) * capacity * D
+    c_at = (b * N + n).to(tl.int64) * max_landmarks * D
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
@@ -283,7 +283,7 @@ def _query_gradient_kernel(
     for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
         k, v, visible = _masked_tile(
             K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
-            landmark_end, document_end, S, capacity, i, D, P, KEYS, TMA,
+            landmark_end, document_end, S, max_landmarks, i, D, P, KEYS, TMA,
         )  # fmt: skip
         acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, True)
     if INNER:
@@ -293,8 +293,8 @@ def _query_gradient_kernel(
             acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
     if not PACKED:
         for t in tl.range(0, whole):
-            k = _tile(KC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
-            v = _tile(VC, c_at, D, b, n, t * KEYS, capacity, D, P, KEYS, TMA)
+            k = _tile(KC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
+            v = _tile(VC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
             acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
 
     dq_at = b.to(tl.int64) * dq_b + h.to(tl.int64) * dq_h + i.to(tl.int64) * dq_s
@@ -380,29 +380,31 @@ def triton_attention(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskP
     index = KeyIndex.of(plan) if plan.index is None else plan.index
     length = q_BHSD.shape[2]
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHSD, k_BHSD, v_BHSD))
-    capacity = length if plan.capacity is None else plan.capacity
+    max_landmarks = length if plan.max_landmarks is None else plan.max_landmarks
     return sep_attention_forward(
-        q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT, plan.window, capacity, scale
+        q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT, plan.window, max_landmarks, scale
     )[0]
 
 
 @torch.library.custom_op("megatron_sep::sep_attention_forward", mutates_args=())
 def sep_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, capacity: int, scale: float,
+    window: int, max_landmarks: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, the log-sum-exp (base 2) [B, H, S], and the landmarks' keys and values [B, N, capacity, D]."""
-    o, lse, kc, vc = _forward_outputs(q, k, v, window, capacity)
+    """The output, the log-sum-exp (base 2) [B, H, S], and the landmarks' keys and values [B, N, max_landmarks, D]."""
+    o, lse, kc, vc = _forward_outputs(q, k, v, window, max_landmarks)
     if kc.shape[2]:
         run_compact(k, v, seen, order, kc, vc)
-    run_forward(q, k, v, kc, vc, reach, seen, order, start, window, capacity, scale, o, lse, _tiles(q, window).forward)
+    run_forward(
+        q, k, v, kc, vc, reach, seen, order, start, window, max_landmarks, scale, o, lse, _tiles(q, window).forward
+    )
     return o, lse, kc, vc
 
 
 @torch.library.custom_op("megatron_sep::sep_attention_backward", mutates_args=())
 def sep_attention_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, kc: Tensor, vc: Tensor,
-    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None, window: int, capacity: int, scale: float,
+    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None, window: int, max_landmarks: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the queries, keys and values."""
     if do.stride(3) != 1:
@@ -410,23 +412,24 @@ def sep_attention_backward(
     tiles = _tiles(q, window)
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
     run_query_gradient(
-        q, k, v, kc, vc, reach, seen, order, start, window, capacity, scale, o, do, lse, delta, dq, tiles.query_gradient
-    )
+        q, k, v, kc, vc, reach, seen, order, start,
+        window, max_landmarks, scale, o, do, lse, delta, dq, tiles.query_gradient,
+    )  # fmt: skip
     run_key_gradient(q, k, v, order, scale, do, lse, delta, dk, dv, tiles.key_gradient)
     return dq, dk, dv
 
 
-def _forward_outputs(q: Tensor, k: Tensor, v: Tensor, window: int, capacity: int) -> tuple[Tensor, ...]:
+def _forward_outputs(q: Tensor, k: Tensor, v: Tensor, window: int, max_landmarks: int) -> tuple[Tensor, ...]:
     """Uninitialised outputs; a window as long as the sequence never needs a landmark from outside it."""
-    rows = capacity if window < q.shape[2] else 0
+    rows = max_landmarks if window < q.shape[2] else 0
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     shape = (*k.shape[:2], rows, k.shape[3])
     return torch.empty_like(q), lse, k.new_empty(shape), v.new_empty(shape)
 
 
 @sep_attention_forward.register_fake
-def _(q, k, v, _reach, _seen, _order, _start, window, capacity, _scale):
-    return _forward_outputs(q, k, v, window, capacity)
+def _(q, k, v, _reach, _seen, _order, _start, window, max_landmarks, _scale):
+    return _forward_outputs(q, k, v, window, max_landmarks)
 
 
 @sep_attention_backward.register_fake
@@ -435,10 +438,10 @@ def _(_do, q, k, v, *_rest):
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, reach, seen, order, start, window, capacity, scale = inputs
+    q, k, v, reach, seen, order, start, window, max_landmarks, scale = inputs
     o, lse, kc, vc = output
     ctx.save_for_backward(q, k, v, o, lse, kc, vc, reach, seen, order, start)
-    ctx.numbers = (window, capacity, scale)
+    ctx.numbers = (window, max_landmarks, scale)
     ctx.mark_non_differentiable(lse, kc, vc)
     ctx.set_materialize_grads(False)
 
@@ -454,9 +457,9 @@ sep_attention_forward.register_autograd(_backward, setup_context=_keep)
 def run_compact(k: Tensor, v: Tensor, seen: Tensor, order: Tensor, kc: Tensor, vc: Tensor) -> None:
     """Fill the compacted keys and values."""
     B, N, S, D = k.shape
-    capacity = kc.shape[2]
-    _compact_kernel[(triton.cdiv(capacity, GAP), B * N)](
-        k, v, kc, vc, seen, order, *k.stride()[:3], *v.stride()[:3], S, N, capacity,
+    max_landmarks = kc.shape[2]
+    _compact_kernel[(triton.cdiv(max_landmarks, GAP), B * N)](
+        k, v, kc, vc, seen, order, *k.stride()[:3], *v.stride()[:3], S, N, max_landmarks,
         D=D, P=_padded(D), GAP=GAP, num_warps=8,
     )  # fmt: skip
 
@@ -464,14 +467,14 @@ def run_compact(k: Tensor, v: Tensor, seen: Tensor, order: Tensor, kc: Tensor, v
 def run_forward(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, capacity: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
+    window: int, max_landmarks: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
 ) -> None:  # fmt: skip
     """Fill ``o`` and ``lse``."""
     descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
     _forward_kernel[grid](
         q, *descriptors, reach, seen, order, reach if start is None else start, o, lse, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
-        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], capacity, GAP,
+        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
         **constants, **options,
     )  # fmt: skip
 
@@ -479,7 +482,8 @@ def run_forward(
 def run_query_gradient(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, capacity: int, scale: float, o: Tensor, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, tile: Tile,
+    window: int, max_landmarks: int, scale: float,
+    o: Tensor, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, tile: Tile,
 ) -> None:  # fmt: skip
     """Fill ``dq`` and ``delta``."""
     descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
@@ -487,7 +491,7 @@ def run_query_gradient(
         q, *descriptors, reach, seen, order, reach if start is None else start, o, do, lse, delta, dq,
         scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
-        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], capacity, GAP,
+        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
         **constants, **options,
     )  # fmt: skip
 

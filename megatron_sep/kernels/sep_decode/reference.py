@@ -1,7 +1,7 @@
 """One decode step in plain torch, a row of the bookkeeping at a time: the truth that the fused kernel is held to.
 
 Each row is gathered to exactly its live slots and computed alone, so its bits depend neither on its neighbours nor on
-the capacity.
+the number of slots.
 """
 
 from collections.abc import Sequence

@@ -39,9 +39,9 @@ MOST_SPLITS = 64
 
 
 def choose_launch(
-    rows: int, group: int, capacity: int, size: int, bytes_an_element: int, rotary: bool, multiprocessors: int
+    rows: int, group: int, slots: int, size: int, bytes_an_element: int, rotary: bool, multiprocessors: int
 ) -> Launch:  # fmt: skip
-    """The cut for ``rows`` pairs of a batch row and a key head with ``capacity`` slots each.
+    """The cut for ``rows`` pairs of a batch row and a key head with ``slots`` slots each.
 
     A tile of keys is as large as its registers allow: angles take some, so does fp32 on the ordinary units.
     """
@@ -50,7 +50,7 @@ def choose_launch(
     elements = 4096 if group == 1 else 2048 if exact else 8192
     block = min(max(elements // (2 if rotary else 1) // padded, 16), 64)
     wanted = triton.cdiv(PROGRAMS * multiprocessors, rows)
-    splits = max(1, min(wanted, triton.cdiv(capacity, block) // LEAST_BLOCKS, MOST_SPLITS))
+    splits = max(1, min(wanted, triton.cdiv(slots, block) // LEAST_BLOCKS, MOST_SPLITS))
     queries = padded_group(group) * padded
     warps = 8 if queries > (2048 if exact else 4096) else 2 if queries <= 2048 and not exact else 4
     return Launch(block, splits, warps)

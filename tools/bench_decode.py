@@ -86,13 +86,13 @@ class CudnnFull(DenseFull):
 
 
 def filled(
-    model: Any, rule: Any, batch: int, context: int, group_type: type[Slots] = Slots, spare: int = 512
+    model: Any, policy: Any, batch: int, context: int, group_type: type[Slots] = Slots, spare: int = 512
 ) -> SepCache:
     """A cache as after ``context`` tokens of text, its keys and values random."""
-    cache: SepCache = attach(model, rule).new_cache()
+    cache: SepCache = attach(model, policy).new_cache()
     free()
     ids = text(batch, context)
-    slots = group_type((rule,), 32, batch, ids.device, rotary=cache.rotary)
+    slots = group_type((policy,), 32, batch, ids.device, rotary=cache.rotary)
     slots.begin(ids, None)
     Slots.end(slots)
     slots.context = context  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def filled(
     shape = (32, batch, 8, slots.num_slots, 128)
     slots.keys_LBKCD = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
     slots.values_LBKCD = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
-    cache.groups, cache.columns = {rule: slots}, context
+    cache.groups, cache.columns = {policy: slots}, context
     return cache
 
 
@@ -118,8 +118,8 @@ def timed(step: Callable[[], Any], warm_up: int, steps: int) -> float:
     return statistics.median(times)
 
 
-def fused_step(model: Any, rule: Any, batch: int, context: int, group_type: type[Slots] = Slots) -> dict[str, float]:
-    cache = filled(model, rule, batch, context, group_type)
+def fused_step(model: Any, policy: Any, batch: int, context: int, group_type: type[Slots] = Slots) -> dict[str, float]:
+    cache = filled(model, policy, batch, context, group_type)
     decoder = Decoder(model, cache)
     ids = text(batch, 1)
     milliseconds = timed(lambda: decoder.step(ids), 6, 100)
@@ -157,14 +157,14 @@ def eager_step(model: Any, batch: int, context: int) -> dict[str, float]:
     return {"ms": milliseconds, "tokens_per_s": 1000 * batch / milliseconds}
 
 
-def largest_batch(model: Any, rule: Any, context: int) -> tuple[int, dict[str, float]]:
+def largest_batch(model: Any, policy: Any, context: int) -> tuple[int, dict[str, float]]:
     """The largest multiple of 4 whose cache fits beside the weights and takes steps, by trying, and its step."""
-    per_text = fused_step(model, rule, 4, context)["gib"] / 4
+    per_text = fused_step(model, policy, 4, context)["gib"] / 4
     free()
     batch = int(torch.cuda.mem_get_info()[0] / 2**30 / per_text) // 4 * 4
     while batch > 0:
         try:
-            return batch, fused_step(model, rule, batch, context)
+            return batch, fused_step(model, policy, batch, context)
         except torch.OutOfMemoryError:
             batch -= 4
     raise SystemExit("not even four texts fit")
@@ -206,8 +206,8 @@ def main() -> None:
         "stream 4,64,256,800": (STREAM, Slots),
     }
     for batch in (1, options.batch) if options.only != "largest" else ():
-        for name, (rule, group_type) in kinds.items():
-            row = fused_step(model, rule, batch, options.context, group_type)
+        for name, (policy, group_type) in kinds.items():
+            row = fused_step(model, policy, batch, options.context, group_type)
             found[f"{name}, batch {batch}"] = report(name, batch, row)
     for name in ("full, own kernel", "SepLLM n=256") if options.only != "steps" else ():
         batch, row = largest_batch(model, kinds[name][0], options.context)

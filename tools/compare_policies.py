@@ -21,13 +21,13 @@ from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.evaluate.perplexity import Score, score
-from megatron_sep.generate.cache import head_rules
+from megatron_sep.generate.cache import head_policies
 from megatron_sep.generate.load import load
 from megatron_sep.generate.policies import H2O, SnapKV, pyramid_kv
 from megatron_sep.parallel.device import current_device
 
-Rule = Any
-Family = Callable[[int], Rule]
+Policy = Any
+Family = Callable[[int], Policy]
 """A policy by its free number: more keeps more."""
 
 
@@ -53,14 +53,16 @@ def families(config: Any, ids: tuple[int, ...], density: float) -> dict[str, Fam
         "SepLLM streaming, positions in the cache": lambda n: StreamingPattern(4, n // 4, n // 2, 4 + n + n // 4, ids),
         "StreamingLLM": lambda n: AttentionPattern(window=n, sinks=3),
         f"FixLLM, every {stride}th token": lambda n: AttentionPattern(window=n, sinks=3, stride=stride),
-        f"windows in {few} of {heads} heads": lambda n: head_rules(AttentionPattern(window=n), few, heads, key_heads),
+        f"windows in {few} of {heads} heads": lambda n: head_policies(
+            AttentionPattern(window=n), few, heads, key_heads
+        ),
         "SnapKV": lambda n: SnapKV(max(n, 32), 32, 7),
         "PyramidKV": lambda n: pyramid_kv(max(n, 32), 32, 7, 20, layers),
         "H2O": lambda n: H2O(n // 2, n - n // 2),
     }
 
 
-def searched(family: Family, share: float, length: int, probe: Callable[[Rule], Score]) -> tuple[int, Rule]:
+def searched(family: Family, share: float, length: int, probe: Callable[[Policy], Score]) -> tuple[int, Policy]:
     """The free number whose measured share comes nearest to ``share``: the share is nearly linear in the number."""
     number = round(share * length)
     tried = {number: probe(family(number)).retention.share}
@@ -87,8 +89,8 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     sep = AttentionPattern(window=options.window, sinks=3, separator_ids=ids)
     eager = (H2O, SnapKV, list)
 
-    def run(rule: Rule, rows: Tensor) -> Score:
-        return score(model, rule, rows, options.prompt, graph=False if isinstance(rule, eager) else None)
+    def run(policy: Policy, rows: Tensor) -> Score:
+        return score(model, policy, rows, options.prompt, graph=False if isinstance(policy, eager) else None)
 
     full, own = run(AttentionPattern(), texts), run(sep, texts)
     trained = loaded.attention
@@ -103,8 +105,8 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     result["full"] = report("full", "", full, full)
     result[f"SepLLM, n={options.window}"] = report(f"SepLLM, n={options.window}", "", own, full)
     for name, family in families(model.config, ids, density).items():
-        number, rule = searched(family, own.retention.share, options.length, lambda rule: run(rule, texts[:4]))
-        result[name] = report(name, str(number), run(rule, texts), full)
+        number, policy = searched(family, own.retention.share, options.length, lambda policy: run(policy, texts[:4]))
+        result[name] = report(name, str(number), run(policy, texts), full)
     return result
 
 

@@ -38,13 +38,13 @@ class Score:
 
 
 @torch.no_grad()
-def score(model: Any, rule: Any, ids_BT: Tensor, prompt: int, *, graph: bool | None = None) -> Score:
-    """Feed texts of T tokens, the first ``prompt`` at once, under a rule or a list of one a layer (see ``attach``).
+def score(model: Any, policy: Any, ids_BT: Tensor, prompt: int, *, graph: bool | None = None) -> Score:
+    """Feed texts of T tokens, the first ``prompt`` at once, under a policy or a list of one a layer (see ``attach``).
 
-    The first token after the prompt is predicted from the whole prompt and is not counted: what the rule drops, it
+    The first token after the prompt is predicted from the whole prompt and is not counted: what the policy drops, it
     drops for the others. The model is left as it was.
     """
-    attachment = attach(model, rule)
+    attachment = attach(model, policy)
     try:
         decoder = Decoder(model, attachment.new_cache(), graph)
         decoder.read(ids_BT[:, :prompt])

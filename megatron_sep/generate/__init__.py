@@ -1,1 +1,1 @@
-"""Inference: caches that keep what their rules keep, and text from models that use them."""
+"""Inference: caches that keep what their policies keep, and text from models that use them."""

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.generate.cache import LayerRule, SepCache
+from megatron_sep.generate.cache import LayerPolicy, SepCache
 from megatron_sep.generate.falcon import is_falcon, replace_attention
 from megatron_sep.generate.interface import NAME, AttachError, attention
 from megatron_sep.generate.rotary import Rotary
@@ -29,7 +29,7 @@ class Attachment:
     """What ``attach`` installed on a model; ``detach`` takes it away."""
 
     model: PreTrainedModel
-    rules: tuple[LayerRule, ...]
+    policies: tuple[LayerPolicy, ...]
     options: dict[str, Any]
     cache: SepCache | None = None
     """That of the last forward pass."""
@@ -38,7 +38,7 @@ class Attachment:
 
     def new_cache(self) -> SepCache:
         """An empty cache, to pass as ``past_key_values``; without one, each text starts a new one."""
-        return SepCache(self.rules, **self.options)
+        return SepCache(self.policies, **self.options)
 
     def detach(self) -> None:
         """Put the model back as it was."""
@@ -57,8 +57,10 @@ class Attachment:
             raise AttachError("inputs_embeds: the cache looks for separators among token ids; pass input_ids")
         given = kwargs.get("past_key_values")
         self.cache = given if isinstance(given, SepCache) else self._instead_of(given)
-        if self.cache.rules != self.rules:
-            raise AttachError("past_key_values: made for other rules than the model is attached to; start a new cache")
+        if self.cache.policies != self.policies:
+            raise AttachError(
+                "past_key_values: made for other policies than the model is attached to; start a new cache"
+            )
         position_ids = self.cache.begin(ids, kwargs.get("attention_mask"))
         changed = {"attention_mask": None, "position_ids": position_ids, "past_key_values": self.cache}
         return (ids, *args[1:]), kwargs | changed
@@ -79,25 +81,26 @@ class Attachment:
 
 def attach(
     model: PreTrainedModel,
-    rule: LayerRule | Sequence[LayerRule],
+    policy: LayerPolicy | Sequence[LayerPolicy],
     *,
     document_end: int | None = None,
     **options: Any,
 ) -> Attachment:
-    """From now on the model keeps, of what it reads and generates, what ``rule`` keeps: one rule, or one a layer.
+    """From now on the model keeps, of what it reads and generates, what ``policy`` keeps: one policy, or one a layer.
 
-    A tuple of patterns is a rule for each key head; a list has a rule for each layer. ``document_end`` and ``options``
-    go to SepCache. Raises AttachError for an architecture that cannot do it.
+    A tuple of patterns is a policy for each key head; a list has a policy for each layer. ``document_end`` and
+    ``options`` go to SepCache. Raises AttachError for an architecture that cannot do it, CacheError for policies that
+    do not go together.
     """
     config = model.config.get_text_config(decoder=True)
     layers = config.num_hidden_layers
-    rules = tuple(rule) if isinstance(rule, list) else (rule,) * layers
-    if len(rules) != layers:
-        raise AttachError(f"{len(rules)} rules for a model of {layers} layers; pass one for each, or one alone")
+    policies = tuple(policy) if isinstance(policy, list) else (policy,) * layers
+    if len(policies) != layers:
+        raise AttachError(f"{len(policies)} policies for a model of {layers} layers; pass one for each, or one alone")
     _check_architecture(model, config)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
-    settings["rotary"] = _rotary(model, config) if _first(rules).positions == "cache" else None
-    attachment = Attachment(model, rules, settings)
+    settings["rotary"] = _rotary(model, config) if _first(policies).positions == "cache" else None
+    attachment = Attachment(model, policies, settings)
     attachment.new_cache()  # raises before anything is changed
     former: Any = getattr(model, "sep_attachment", None)
     if former is not None:
@@ -116,8 +119,8 @@ def attach(
     return attachment
 
 
-def _first(rules: tuple[LayerRule, ...]) -> Any:
-    return rules[0][0] if isinstance(rules[0], tuple) else rules[0]
+def _first(policies: tuple[LayerPolicy, ...]) -> Any:
+    return policies[0][0] if isinstance(policies[0], tuple) else policies[0]
 
 
 def _check_architecture(model: PreTrainedModel, config: Any) -> None:
@@ -149,6 +152,6 @@ def _rotary(model: PreTrainedModel, config: Any) -> Rotary:
     return Rotary(found[0].inv_freq)
 
 
-def patterns(pattern: AttentionPattern, model: PreTrainedModel, full_layers: Sequence[int] = ()) -> list[LayerRule]:
+def patterns(pattern: AttentionPattern, model: PreTrainedModel, full_layers: Sequence[int] = ()) -> list[LayerPolicy]:
     """``pattern`` in every layer of the model but ``full_layers``, which see everything (H, H/T)."""
     return list(layer_patterns(pattern, model.config.get_text_config(decoder=True).num_hidden_layers, full_layers))

@@ -1,4 +1,4 @@
-"""SepCache: a cache for causal models of transformers that keeps what its rules keep and frees the rest."""
+"""SepCache: a cache for causal models of transformers that keeps what its policies keep and frees the rest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,22 +11,27 @@ from transformers import Cache
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.errors import UserError
-from megatron_sep.generate.chunk import TokenRule
-from megatron_sep.generate.policies import H2O, ScoreRule, SnapKV
+from megatron_sep.generate.chunk import TokenPolicy
+from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.slots import SLACK, Slots
 
-LayerRule = TokenRule | ScoreRule | tuple[AttentionPattern, ...]
-"""One rule for all heads of a layer, or one for each of its key heads."""
+LayerPolicy = TokenPolicy | ScorePolicy | tuple[AttentionPattern, ...]
+"""One policy for all heads of a layer, or one for each of its key heads."""
 
 
 class CacheError(UserError):
     """Something that a cache cannot do, or a text that it cannot take."""
 
 
-def head_rules(pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int) -> tuple[AttentionPattern, ...]:
-    """Naive head-wise windows (the paper's Table 9): ``heads`` query heads see ``pattern``, the others everything."""
+def head_policies(
+    pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int
+) -> tuple[AttentionPattern, ...]:
+    """Naive head-wise windows (the paper's Table 9): ``heads`` query heads see ``pattern``, the others everything.
+
+    One pattern for each key head. Raises CacheError where a group of query heads would be split.
+    """
     group = query_heads // key_heads
     if heads % group or not 0 <= heads <= query_heads:
         raise CacheError(
@@ -112,7 +117,7 @@ class Retention:
 
 
 class SepCache(Cache):  # type: ignore[misc]
-    """One rule a layer; layers of the same rule share their bookkeeping.
+    """One policy a layer; layers of the same policy share their bookkeeping.
 
     ``begin`` before a forward pass and ``end`` after it are called by what ``attach`` installs. ``document_end`` is the
     token after which everything before it is forgotten; ``slack`` the slots of a row that may hold tokens which nothing
@@ -121,7 +126,7 @@ class SepCache(Cache):  # type: ignore[misc]
 
     def __init__(
         self,
-        rules: Sequence[LayerRule],
+        policies: Sequence[LayerPolicy],
         *,
         vocab_size: int,
         document_end: int | None = None,
@@ -130,15 +135,15 @@ class SepCache(Cache):  # type: ignore[misc]
         backend: str = "auto",
     ) -> None:
         super().__init__(layers=[])
-        _check_positions(rules)
-        _check_scored(rules, document_end)
-        self.rules = tuple(rules)
+        _check_positions(policies)
+        _check_scored(policies, document_end)
+        self.policies = tuple(policies)
         self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
         self.slack, self.backend = slack, backend
         self.columns = 0
         """Tokens of each text so far, padding included."""
-        self.groups: dict[LayerRule, Group] = {}
-        self._index = [self.rules[:layer].count(rule) for layer, rule in enumerate(self.rules)]
+        self.groups: dict[LayerPolicy, Group] = {}
+        self._index = [self.policies[:layer].count(policy) for layer, policy in enumerate(self.policies)]
 
     def begin(self, ids_BT: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """New tokens of every text, int64 [B, T]; returns the position ids to rotate them by, int64 [B, T].
@@ -150,14 +155,14 @@ class SepCache(Cache):  # type: ignore[misc]
         if real_BT is not None and bool(real_BT.all()):
             real_BT = None
         if not self.groups:
-            self.groups = {rule: self._group(rule, n, ids_BT) for rule, n in Counter(self.rules).items()}
+            self.groups = {policy: self._group(policy, n, ids_BT) for policy, n in Counter(self.policies).items()}
         self.columns += ids_BT.shape[1]
         positions = [group.begin(ids_BT, real_BT) for group in self.groups.values()]
         return positions[0]
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in a layer of the model: [B, H, T, D]."""
-        return self.groups[self.rules[layer]].attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+        return self.groups[self.policies[layer]].attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
 
     def end(self) -> None:
         """The forward pass is over: tokens that nothing will see leave."""
@@ -184,14 +189,14 @@ class SepCache(Cache):  # type: ignore[misc]
         """What was kept so far."""
         seen = whole = queries = 0.0
         for group in self.groups.values():
-            weight = group.num_layers / len(self.rules) * group.batch / len(group.seen_R)
+            weight = group.num_layers / len(self.policies) * group.batch / len(group.seen_R)
             seen += weight * float(group.live_R.sum())
             whole += weight * float(group.full_R.sum())
             queries += weight * float(group.seen_R.sum())
         return Retention(seen, whole, queries, sum(group.num_bytes for group in self.groups.values()))
 
     def blocks(self) -> list[tuple[int, dict[str, float]]]:
-        """Slots in use now: for each rule how many layers it has, and by block the mean over texts and heads."""
+        """Slots in use now: for each policy how many layers it has, and by block the mean over texts and heads."""
         return [
             (group.num_layers, {name: float(count_R.double().mean()) for name, count_R in group.blocks().items()})
             for group in self.groups.values()
@@ -244,14 +249,14 @@ class SepCache(Cache):  # type: ignore[misc]
         """Forget everything."""
         self.groups, self.columns = {}, 0
 
-    def _group(self, rule: LayerRule, num_layers: int, ids_BT: Tensor) -> Group:
-        if isinstance(rule, H2O):
-            return HeavyHitters(rule, num_layers, len(ids_BT), ids_BT.device)
-        if isinstance(rule, SnapKV):
-            return Prompts(rule, num_layers, len(ids_BT), ids_BT.device)
-        rules = rule if isinstance(rule, tuple) else (rule,)
+    def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
+        if isinstance(policy, H2O):
+            return HeavyHitters(policy, num_layers, len(ids_BT), ids_BT.device)
+        if isinstance(policy, SnapKV):
+            return Prompts(policy, num_layers, len(ids_BT), ids_BT.device)
+        policies = policy if isinstance(policy, tuple) else (policy,)
         return Slots(
-            rules,
+            policies,
             num_layers,
             len(ids_BT),
             ids_BT.device,
@@ -271,26 +276,26 @@ class SepCache(Cache):  # type: ignore[misc]
             )
 
 
-def _check_positions(rules: Sequence[LayerRule]) -> None:
+def _check_positions(policies: Sequence[LayerPolicy]) -> None:
     """A model rotates a token by one position in all its layers."""
-    flat = {part for rule in rules for part in (rule if isinstance(rule, tuple) else (rule,))}
-    modes = sorted({rule.positions for rule in flat})
+    flat = {part for policy in policies for part in (policy if isinstance(policy, tuple) else (policy,))}
+    modes = sorted({policy.positions for policy in flat})
     if len(modes) > 1 or (modes == ["frozen"] and len(flat) > 1):
         raise CacheError(
-            f"positions {' and '.join(modes)} of {len(flat)} different rules: a token has one position in all layers; "
-            "pass positions='text', or one rule for every layer"
+            f"positions {' and '.join(modes)} of {len(flat)} different policies: a token has one position in all "
+            "layers; pass positions='text', or one policy for every layer"
         )
 
 
-def _check_scored(rules: Sequence[LayerRule], document_end: int | None) -> None:
-    """What rules that look at attention do not do."""
-    for rule in rules:
-        if isinstance(rule, tuple) and any(isinstance(part, ScoreRule) for part in rule):
+def _check_scored(policies: Sequence[LayerPolicy], document_end: int | None) -> None:
+    """What policies that look at attention do not do."""
+    for policy in policies:
+        if isinstance(policy, tuple) and any(isinstance(part, ScorePolicy) for part in policy):
             raise CacheError(
-                f"{rule}: a tuple takes an AttentionPattern for each key head; pass one rule for the layer"
+                f"{policy}: a tuple takes an AttentionPattern for each key head; pass one policy for the layer"
             )
-        if isinstance(rule, ScoreRule) and document_end is not None:
+        if isinstance(policy, ScorePolicy) and document_end is not None:
             raise CacheError(
-                f"document_end={document_end} with {rule}: it knows no documents; pass document_end=None, and each "
+                f"document_end={document_end} with {policy}: it knows no documents; pass document_end=None, and each "
                 "document as a text of its own"
             )

@@ -8,7 +8,7 @@ from torch import Tensor
 from megatron_sep.attention.pattern import FOREVER, AttentionPattern, MaskPlan
 from megatron_sep.attention.streaming import StreamingPattern
 
-TokenRule = AttentionPattern | StreamingPattern
+TokenPolicy = AttentionPattern | StreamingPattern
 """What decides from the ids alone how long a token is kept."""
 
 
@@ -77,26 +77,31 @@ class RowScript:
 
 
 def plan_row(
-    rule: TokenRule, state: RowState, ids_T: Tensor, columns_T: Tensor, document_end: int | None, device: torch.device
+    policy: TokenPolicy,
+    state: RowState,
+    ids_T: Tensor,
+    columns_T: Tensor,
+    document_end: int | None,
+    device: torch.device,
 ) -> RowScript:
     """The script of a row for its tokens ``ids_T``, which stand in ``columns_T`` of the chunk."""
     length, before = len(ids_T), len(state.place_E)
     starts = _document_starts(ids_T, state, document_end)
     place_T = state.seen + torch.arange(length, dtype=torch.int32)
-    landmark_T = rule.landmarks_at(ids_T[None], (place_T - starts[:-1])[None])[0]
+    landmark_T = policy.landmarks_at(ids_T[None], (place_T - starts[:-1])[None])[0]
     place = torch.cat([state.place_E, place_T])
-    reach_end = torch.cat([state.reach_end_E, end_of_reach(place_T, rule.reaches(landmark_T))])
+    reach_end = torch.cat([state.reach_end_E, end_of_reach(place_T, policy.reaches(landmark_T))])
     landmark = torch.cat([state.landmark_E, landmark_T])
 
     segments, kept, begin, live = [], torch.arange(before), 0, 0
     while begin < length:
-        room = length if rule.capacity is None else max(1, rule.capacity - len(kept))
+        room = length if policy.capacity is None else max(1, policy.capacity - len(kept))
         end = begin + int((starts[begin : min(length, begin + room)] == starts[begin]).sum())
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
         kept = kept[reach_end[kept] > state.seen + begin]
         plan = visible_TE = None
         if end - begin > 1 and int(starts[begin]) == state.seen + begin:
-            plan = _prefill_pattern(rule).plan(ids_T[None, begin:end].to(device))
+            plan = _prefill_pattern(policy).plan(ids_T[None, begin:end].to(device))
         elif end - begin > 1:
             now = place_T[begin:end, None]
             visible_TE = ((place[kept] <= now) & (reach_end[kept] > now)).to(device)
@@ -104,11 +109,11 @@ def plan_row(
         live += _sightings(place[kept], reach_end[kept], state.seen + begin, state.seen + end)
         if starts[end] != starts[begin]:
             kept = kept[:0]
-        elif isinstance(rule, StreamingPattern) and rule.capacity is not None and len(kept) >= rule.capacity:
-            kept = kept[rule.survivors(landmark[kept][None], torch.tensor([len(kept)]))[0]]
+        elif isinstance(policy, StreamingPattern) and policy.capacity is not None and len(kept) >= policy.capacity:
+            kept = kept[policy.survivors(landmark[kept][None], torch.tensor([len(kept)]))[0]]
         begin = end
     seen = state.seen + length
-    if rule.capacity is None:
+    if policy.capacity is None:
         kept = kept[reach_end[kept] > seen]
     after = RowState(place[kept], reach_end[kept], landmark[kept], seen, int(starts[-1]))
     full = (state.seen + 1 + seen) * length // 2
@@ -120,9 +125,9 @@ def end_of_reach(place: Tensor, reach: Tensor) -> Tensor:
     return (place.long() + reach.long()).clamp(max=FOREVER).to(torch.int32)
 
 
-def _prefill_pattern(rule: TokenRule) -> AttentionPattern:
+def _prefill_pattern(policy: TokenPolicy) -> AttentionPattern:
     """What tokens see up to the first eviction."""
-    return rule if isinstance(rule, AttentionPattern) else AttentionPattern()
+    return policy if isinstance(policy, AttentionPattern) else AttentionPattern()
 
 
 def _document_starts(ids_T: Tensor, state: RowState, document_end: int | None) -> Tensor:

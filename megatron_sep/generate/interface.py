@@ -12,7 +12,7 @@ NAME = "sep_cache"
 
 
 class AttachError(UserError):
-    """A model or a rule that does not go together with the cache."""
+    """A model or a policy that does not go together with the cache."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

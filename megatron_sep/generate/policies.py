@@ -1,4 +1,4 @@
-"""Rules that keep the tokens which drew the most attention: the baselines that Sep-Attention is measured against.
+"""Policies that keep the tokens which drew the most attention: the baselines that Sep-Attention is measured against.
 
 They look at the attention of their own layer, so that each layer and each of its key heads keeps other tokens. Where
 query heads share a key head, the mean over them counts. Of equal scores the older token stays. Kept keys stay rotated
@@ -105,7 +105,7 @@ class SnapKV:
         return torch.cat([most_KE.sort(dim=1).values, window.expand(len(votes_KP), -1)], dim=1)
 
 
-ScoreRule = H2O | SnapKV
+ScorePolicy = H2O | SnapKV
 """What decides from the attention that tokens drew which of them stay."""
 
 

@@ -1,4 +1,4 @@
-"""What layers under a score-based rule keep, in plain torch: baselines, made to be right and not to be fast.
+"""What layers under a score-based policy keep, in plain torch: baselines, made to be right and not to be fast.
 
 The tokens that a layer keeps follow from its own attention: it has its own list of them for each key head. How many
 they are is the same for all layers and key heads. The rows R of a group are texts.
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from megatron_sep.generate.policies import H2O, ScoreRule, SnapKV, softmax
+from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV, softmax
 
 SPARE = 256
-"""Slots that a growing cache gains at least, where its rule allows so many."""
+"""Slots that a growing cache gains at least, where its policy allows so many."""
 
 
 class _Counted:
-    """Counts and text positions, the same for all score-based rules."""
+    """Counts and text positions, the same for all score-based policies."""
 
-    def __init__(self, rule: ScoreRule, num_layers: int, batch: int, device: torch.device) -> None:
+    def __init__(self, policy: ScorePolicy, num_layers: int, batch: int, device: torch.device) -> None:
         self.num_layers, self.batch, self.device = num_layers, batch, device
-        self._name = type(rule).__name__
+        self._name = type(policy).__name__
         self.seen_R, self.full_R = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
         self.live_R = torch.zeros(batch, dtype=torch.float64, device=device)
         """Entries that each token saw, summed over the tokens: the mean over layers and key heads."""
@@ -49,7 +49,7 @@ class _Counted:
         return True
 
     def replayed(self) -> None:
-        """Always an error: a CUDA graph cannot hold what these rules look at."""
+        """Always an error: a CUDA graph cannot hold what these policies look at."""
         raise RuntimeError(f"{self._name} does not run in a CUDA graph; decode with graph=False")
 
     def select(self, rows_B: Tensor) -> None:
@@ -95,9 +95,9 @@ class HeavyHitters(_Counted):
     A chunk is taken in token by token and leaves what single tokens would. Never are there more than budget + 1 slots.
     """
 
-    def __init__(self, rule: H2O, num_layers: int, batch: int, device: torch.device) -> None:
-        super().__init__(rule, num_layers, batch, device)
-        self.rule = rule
+    def __init__(self, policy: H2O, num_layers: int, batch: int, device: torch.device) -> None:
+        super().__init__(policy, num_layers, batch, device)
+        self.policy = policy
         self.layers: dict[int, _Slots] = {}
         self._num_slots = self._columns = 0
 
@@ -127,8 +127,8 @@ class HeavyHitters(_Counted):
         return torch.stack([self._token(layer, column, scale, *q_k_v) for column, q_k_v in tokens], dim=2)
 
     def reserve(self, tokens: int) -> bool:
-        """Slots for so many more tokens of each text, as far as the rule keeps them; were stores replaced?"""
-        most = self.rule.budget + 1
+        """Slots for so many more tokens of each text, as far as the policy keeps them; were stores replaced?"""
+        most = self.policy.budget + 1
         needed = min(most, self._columns + tokens)
         if needed <= self._num_slots:
             return False
@@ -158,7 +158,7 @@ class HeavyHitters(_Counted):
         slots.score_BKC.add_(weights_BKGC.mean(2))
         self._live_LR[layer] += held_BKC.sum(2).double().mean(1) * real_B
 
-        leaving_BKC = self.rule.leaving(slots.score_BKC, slots.place_BKC, newest_B)
+        leaving_BKC = self.policy.leaving(slots.score_BKC, slots.place_BKC, newest_B)
         slots.place_BKC.masked_fill_(leaving_BKC, -1)
         slots.score_BKC.masked_fill_(leaving_BKC, 0)
         return (weights_BKGC.to(v_BKD.dtype) @ slots.values_BKCD).flatten(1, 2)
@@ -190,11 +190,11 @@ class _Kept:
         queries_HWD = torch.cat([self.queries_HWD, q_HTD], dim=1)[:, -window:].clone()
         return _Kept(self.keys_KED, self.values_KED, self.place_KE, queries_HWD)
 
-    def compressed(self, rule: SnapKV, scale: float) -> "_Kept":
+    def compressed(self, policy: SnapKV, scale: float) -> "_Kept":
         """What stays of a prompt."""
         keys, values, place, queries = self.keys_KED, self.values_KED, self.place_KE, self.queries_HWD
-        if place.shape[1] > rule.budget:
-            kept_KE = rule.kept(rule.votes(queries, keys, scale))
+        if place.shape[1] > policy.budget:
+            kept_KE = policy.kept(policy.votes(queries, keys, scale))
             place = place.gather(1, kept_KE)
             keys, values = (t.gather(1, kept_KE[..., None].expand(-1, -1, t.shape[2])) for t in (keys, values))
         return _Kept(keys, values, place, queries[:, :0].clone())
@@ -203,9 +203,9 @@ class _Kept:
 class Prompts(_Counted):
     """Layers under SnapKV: a text has as many slots as tokens, and loses those that its prompt drops."""
 
-    def __init__(self, rule: SnapKV, num_layers: int, batch: int, device: torch.device) -> None:
-        super().__init__(rule, num_layers, batch, device)
-        self.rule = rule
+    def __init__(self, policy: SnapKV, num_layers: int, batch: int, device: torch.device) -> None:
+        super().__init__(policy, num_layers, batch, device)
+        self.policy = policy
         self.layers: dict[int, list[_Kept]] = {}
         """Of each layer, its texts."""
         self._columns_B: list[Tensor] = []
@@ -242,10 +242,10 @@ class Prompts(_Counted):
         texts = self.layers[layer]
         for row, columns in enumerate(self._columns_B):
             q, k, v = (t[row][:, columns] for t in (q_BHTD, k_BKTD, v_BKTD))
-            kept = texts[row].compressed(self.rule, scale) if self._due_B[row] else texts[row]
+            kept = texts[row].compressed(self.policy, scale) if self._due_B[row] else texts[row]
             kept = kept.joined(k, v, self._place_BT[row, columns])
             out_BHTD[row][:, columns] = _causal(q, kept.keys_KED, kept.values_KED, scale)
-            texts[row] = kept.remembering(q, self.rule.window) if self._prompt_B[row] else kept
+            texts[row] = kept.remembering(q, self.policy.window) if self._prompt_B[row] else kept
             entries, new = kept.place_KE.shape[1], len(columns)
             self._live_LR[layer, row] += entries * new - new * (new - 1) // 2
         return out_BHTD

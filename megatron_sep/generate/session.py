@@ -22,7 +22,7 @@ class SessionError(UserError):
 
 @dataclass(frozen=True)
 class Session:
-    """A model that is attached to its rules."""
+    """A model that is attached to its policies."""
 
     loaded: Loaded
     attachment: Attachment
@@ -51,10 +51,10 @@ class Session:
 
     def cache_lines(self) -> str:
         """What the cache of the last texts held, and a word where they were longer than the model knows."""
-        cache, rule, trained = self.attachment.cache, self.attachment.rules[0], self.loaded.trained_length
+        cache, policy, trained = self.attachment.cache, self.attachment.policies[0], self.loaded.trained_length
         assert cache is not None
-        lines = cache_lines(cache, rule.mean_size if isinstance(rule, StreamingPattern) else None)
-        if cache.seen > trained and getattr(rule, "positions", "text") == "text":
+        lines = cache_lines(cache, policy.mean_size if isinstance(policy, StreamingPattern) else None)
+        if cache.seen > trained and getattr(policy, "positions", "text") == "text":
             lines += f"\nlonger than the {trained:,} tokens of training: --streaming keeps positions inside the cache"
         return lines
 
@@ -71,10 +71,10 @@ def open_session(path: Path, attention: Path | None, streaming: str | None, posi
         return Session(loaded, attach(loaded.model, list(rules.patterns), document_end=rules.document_end))
     ids = rules.separators.separator_ids or loaded.rules(_default_separators()).separators.separator_ids
     try:
-        rule = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
+        policy = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
     except ValueError as error:
         raise SessionError(f"--streaming {streaming}: {error}") from error
-    return Session(loaded, attach(loaded.model, rule, document_end=rules.document_end))
+    return Session(loaded, attach(loaded.model, policy, document_end=rules.document_end))
 
 
 def _default_separators() -> AttentionConfig:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from megatron_sep.attention.pattern import FOREVER
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenRule, end_of_reach, plan_row
+from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
@@ -29,14 +29,14 @@ SPARE = 256
 
 
 class Slots:
-    """Bookkeeping and storage of layers that share ``rules``: one for all heads, or one for each key head.
+    """Bookkeeping and storage of layers that share ``policies``: one for all heads, or one for each key head.
 
     Raises ValueError from the kernels for tensors that do not fit.
     """
 
     def __init__(
         self,
-        rules: Sequence[TokenRule],
+        policies: Sequence[TokenPolicy],
         num_layers: int,
         batch: int,
         device: torch.device,
@@ -46,13 +46,13 @@ class Slots:
         slack: int = SLACK,
         backend: str = "auto",
     ) -> None:
-        self.rules, self.num_layers, self.batch, self.device = tuple(rules), num_layers, batch, device
+        self.policies, self.num_layers, self.batch, self.device = tuple(policies), num_layers, batch, device
         self.document_end, self.slack, self.backend = document_end, slack, backend
-        self.rotary = rotary if self.rule.positions == "cache" else None
-        self.evicts = any(rule.capacity is not None or rule.window is not None for rule in self.rules)
-        self._bounded = isinstance(self.rule, StreamingPattern) and self.rule.bounded
-        num_slots = (self.rule.capacity or 0) if self._bounded else 0
-        rows = batch * len(self.rules)
+        self.rotary = rotary if self.policy.positions == "cache" else None
+        self.evicts = any(policy.capacity is not None or policy.window is not None for policy in self.policies)
+        self._bounded = isinstance(self.policy, StreamingPattern) and self.policy.bounded
+        num_slots = (self.policy.capacity or 0) if self._bounded else 0
+        rows = batch * len(self.policies)
         self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
         self.landmark_RC = self._counters(rows, num_slots).bool()
         self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
@@ -65,9 +65,9 @@ class Slots:
         self._ids_B1: Tensor | None = None
 
     @property
-    def rule(self) -> TokenRule:
+    def policy(self) -> TokenPolicy:
         """The first key head's."""
-        return self.rules[0]
+        return self.policies[0]
 
     @property
     def num_slots(self) -> int:
@@ -84,13 +84,13 @@ class Slots:
         """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
         slot = torch.arange(self.num_slots, device=self.device)
         used_RC = slot < self.length_R[:, None]
-        sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.rule.sinks)
-        window = self.rule.window
+        sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.policy.sinks)
+        window = self.policy.window
         since_R = self.seen_R - (FOREVER if window is None else window)
         window_RC = used_RC & ~sink_RC & (self.place_RC >= since_R[:, None])
         kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
         past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
-        past = "past window" if isinstance(self.rule, StreamingPattern) else "to be freed"
+        past = "past window" if isinstance(self.policy, StreamingPattern) else "to be freed"
         masks = {"sinks": sink_RC, "separators": kept_RC, past: past_RC, "window": window_RC}
         return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
 
@@ -157,7 +157,7 @@ class Slots:
 
     def select(self, rows_B: Tensor) -> None:
         """Make the texts of the batch those at these indices: int64."""
-        heads = len(self.rules)
+        heads = len(self.policies)
         rows_R = (rows_B[:, None] * heads + torch.arange(heads, device=rows_B.device)).flatten()
         for name in ("place_RC", "reach_end_RC", "landmark_RC", "length_R", "seen_R", "document_R", "live_R", "full_R"):
             setattr(self, name, getattr(self, name)[rows_R])
@@ -168,10 +168,12 @@ class Slots:
     def _begin_step(self, ids_B1: Tensor) -> Tensor:
         self.room()
         self._ids_B1 = ids_B1
-        every = len(self.rules)
+        every = len(self.policies)
         place_B1 = (self.seen_R - self.document_R)[::every, None]
-        landmark_BK = torch.cat([rule.landmarks_at(ids_B1, place_B1) for rule in self.rules], 1)
-        reach_BK = torch.cat([rule.reaches(landmark_BK[:, i : i + 1]) for i, rule in enumerate(self.rules)], dim=1)
+        landmark_BK = torch.cat([policy.landmarks_at(ids_B1, place_B1) for policy in self.policies], 1)
+        reach_BK = torch.cat(
+            [policy.reaches(landmark_BK[:, i : i + 1]) for i, policy in enumerate(self.policies)], dim=1
+        )
         slot_R1 = self.length_R[:, None].long()
         self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
         self.reach_end_RC.scatter_(1, slot_R1, end_of_reach(self.seen_R, reach_BK.flatten())[:, None])
@@ -189,14 +191,14 @@ class Slots:
         if self.evicts:
             self._evict(slot)
         if self.document_end is not None:
-            ends_R = (self._ids_B1[:, 0] == self.document_end).repeat_interleave(len(self.rules))
+            ends_R = (self._ids_B1[:, 0] == self.document_end).repeat_interleave(len(self.policies))
             self.length_R.masked_fill_(ends_R, 0)
             self.document_R.copy_(torch.where(ends_R, self.seen_R, self.document_R))
 
     def _due_and_kept(self, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows evict now, bool [R], and which of their slots stay, bool [R, C]."""
-        if isinstance(self.rule, StreamingPattern) and self.rule.capacity is not None:
-            return self.length_R >= self.rule.capacity, self.rule.survivors(self.landmark_RC, self.length_R)
+        if isinstance(self.policy, StreamingPattern) and self.policy.capacity is not None:
+            return self.length_R >= self.policy.capacity, self.policy.survivors(self.landmark_RC, self.length_R)
         kept_RC = (self.reach_end_RC > self.seen_R[:, None]) & (slot < self.length_R[:, None])
         return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
 
@@ -217,16 +219,16 @@ class Slots:
         states = self._states()
         scripts = []
         for row, state in enumerate(states):
-            text, head = divmod(row, len(self.rules))
+            text, head = divmod(row, len(self.policies))
             columns_T = real_BT[text].nonzero()[:, 0]
             ids_T = ids_BT[text, columns_T]
-            scripts.append(plan_row(self.rules[head], state, ids_T, columns_T, self.document_end, self.device))
+            scripts.append(plan_row(self.policies[head], state, ids_T, columns_T, self.document_end, self.device))
         self._scripts = scripts
         self._most = max(len(script.kept) for script in scripts)
         if self._most > self.num_slots:
             self._grow(self._most + SPARE)
         cached_BT, text_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-        for row, script in enumerate(scripts[:: len(self.rules)]):
+        for row, script in enumerate(scripts[:: len(self.policies)]):
             cached_BT[row, script.columns_T.cpu()] = script.cache_positions
             text_BT[row, script.columns_T.cpu()] = script.text_positions
         return self._position_ids(cached_BT, text_BT).to(self.device)
@@ -245,7 +247,7 @@ class Slots:
         assert self._scripts is not None
         out_BHTD = torch.zeros_like(q_BHTD)
         q_RHTD, out_RHTD, *stores = (
-            t.reshape(len(t) * len(self.rules), t.shape[1] // len(self.rules), *t.shape[2:])
+            t.reshape(len(t) * len(self.policies), t.shape[1] // len(self.policies), *t.shape[2:])
             for t in (q_BHTD, out_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
         )
         for row, script in enumerate(self._scripts):
@@ -285,7 +287,7 @@ class Slots:
 
     def _position_ids(self, cached_BT: Tensor, text_BT: Tensor) -> Tensor:
         """Zeros turn nothing: the cache itself rotates where positions are those inside it."""
-        return {"cache": torch.zeros_like(text_BT), "text": text_BT, "frozen": cached_BT}[self.rule.positions]
+        return {"cache": torch.zeros_like(text_BT), "text": text_BT, "frozen": cached_BT}[self.policy.positions]
 
     def _counters(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=self.device)

@@ -24,7 +24,7 @@ from transformers import (
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach, patterns
-from megatron_sep.generate.cache import CacheError, head_rules
+from megatron_sep.generate.cache import CacheError, head_policies
 from megatron_sep.generate.interface import AttachError
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -95,17 +95,17 @@ def test_cache_is_the_dense_mask(model: Any, pattern: AttentionPattern) -> None:
         close(in_chunks(model, ids, chunks, attached.new_cache()), expected)
 
 
-def stream_masks(rule: StreamingPattern, ids: Tensor) -> tuple[Tensor, Tensor]:
+def stream_masks(policy: StreamingPattern, ids: Tensor) -> tuple[Tensor, Tensor]:
     """What each token sees, bool [1, T, T], and how many tokens the cache held before it, [1, T]; by lists."""
     seen, held, kept = torch.zeros(1, ids.shape[1], ids.shape[1], dtype=torch.bool), [], []
     for t in range(ids.shape[1]):
         held.append(len(kept))
         kept.append(t)
         seen[0, t, kept] = True
-        if rule.capacity is not None and len(kept) >= rule.capacity:
-            middle = [p for p in kept[rule.sinks : -rule.window] if int(ids[0, p]) in rule.separator_ids]
-            middle = middle[max(0, len(middle) - (rule.separators or 0)) :]
-            kept = kept[: rule.sinks] + middle + kept[-rule.window :]
+        if policy.capacity is not None and len(kept) >= policy.capacity:
+            middle = [p for p in kept[policy.sinks : -policy.window] if int(ids[0, p]) in policy.separator_ids]
+            middle = middle[max(0, len(middle) - (policy.separators or 0)) :]
+            kept = kept[: policy.sinks] + middle + kept[-policy.window :]
     return seen, torch.tensor([held])
 
 
@@ -113,11 +113,11 @@ def stream_masks(rule: StreamingPattern, ids: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("positions", ["text", "frozen"])
 def test_stream_is_the_mask_of_its_automaton(model: Any, sizes: tuple[int, int, int, int], positions: Any) -> None:
     """With positions of the text, or frozen at those the tokens came in at; a prompt longer than the capacity too."""
-    rule = StreamingPattern(*sizes, SEPARATORS, positions)
+    policy = StreamingPattern(*sizes, SEPARATORS, positions)
     ids = some_ids(rows=1)
-    seen, held = stream_masks(rule, ids)
+    seen, held = stream_masks(policy, ids)
     expected = own_logits(model, ids, seen, held if positions == "frozen" else None)
-    attached = attach(model, rule)
+    attached = attach(model, policy)
     for chunks in ([40], [1] * 40, [7, 1, 1, 16, 15]):
         close(in_chunks(model, ids, chunks, attached.new_cache()), expected)
 
@@ -125,10 +125,10 @@ def test_stream_is_the_mask_of_its_automaton(model: Any, sizes: tuple[int, int, 
 @pytest.mark.parametrize("separators", [(), SEPARATORS, tuple(range(50))])
 def test_positions_in_the_cache(model: Any, separators: tuple[int, ...]) -> None:
     """As in the text until the first eviction; afterwards chunks equal steps. With no separators, and nothing else."""
-    rule = StreamingPattern(2, 4, 6, 20, separators)
+    policy = StreamingPattern(2, 4, 6, 20, separators)
     ids = some_ids()
     plain = own_logits(model, ids, AttentionPattern().plan(ids).dense())
-    attached = attach(model, rule)
+    attached = attach(model, policy)
     steps = in_chunks(model, ids, [1] * 40, attached.new_cache())
     close(steps[:, :20], plain[:, :20])
     assert (steps[:, 20:] - plain[:, 20:]).abs().max() > 1e-4
@@ -186,7 +186,7 @@ def test_detach_puts_the_model_back(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "rule", "message"),
+    ("make", "policy", "message"),
     [
         (lambda: T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1)), SEP, "T5.*attention interface"),
         (lambda: falcon(multi_query=True).__class__(FalconConfig(alibi=True, **SIZES)), SEP, "alibi=True"),
@@ -200,16 +200,16 @@ def test_detach_puts_the_model_back(model: Any) -> None:
             StreamingPattern(1, 1, 1, 4),
             "gpt2.*'text'",
         ),
-        (neox, [SEP, SEP], "2 rules for a model of 3 layers"),
+        (neox, [SEP, SEP], "2 policies for a model of 3 layers"),
         (neox, [SEP, SEP, StreamingPattern(1, 1, 1, 4)], "positions cache and text.*pass positions='text'"),
         (neox, [StreamingPattern(1, 1, 1, n, (), "frozen") for n in (4, 5, 6)], "positions frozen"),
     ],
 )
-def test_what_cannot_be_attached_is_refused(make: Callable[[], Any], rule: Any, message: str) -> None:
+def test_what_cannot_be_attached_is_refused(make: Callable[[], Any], policy: Any, message: str) -> None:
     """The model stays as it was, and the message says what to change."""
     model = make()
     with pytest.raises((AttachError, CacheError), match=message):
-        attach(model, rule)
+        attach(model, policy)
     assert not any(hasattr(module, "sep_attachment") for module in model.modules())
 
 
@@ -233,8 +233,8 @@ def test_wrong_use_is_refused() -> None:
     other = attach(model, AttentionPattern(window=3))
     with pytest.raises(AttachError, match="DynamicCache with 40 tokens"):
         model(ids[:, :1], past_key_values=foreign)
-    with pytest.raises(AttachError, match="made for other rules"):
+    with pytest.raises(AttachError, match="made for other policies"):
         model(ids[:, :1], past_key_values=cache)
     other.detach()
     with pytest.raises(CacheError, match=r"heads=3 of 8: .* groups of 4 query heads; choose a multiple of 4"):
-        head_rules(SEP, 3, 8, 2)
+        head_policies(SEP, 3, 8, 2)

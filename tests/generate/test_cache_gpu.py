@@ -12,7 +12,7 @@ from megatron_sep.generate.decode import Decoder, compile_layers
 pytestmark = pytest.mark.gpu
 
 SEPARATORS = tuple(range(8))
-RULES = {
+POLICIES = {
     "full": AttentionPattern(),
     "sep": AttentionPattern(window=40, sinks=3, separator_ids=SEPARATORS),
     "hybrid": [AttentionPattern(), AttentionPattern(window=40, sinks=3, separator_ids=SEPARATORS)],
@@ -47,7 +47,7 @@ def neox() -> GPTNeoXForCausalLM:
 
 
 @pytest.mark.parametrize("make", [llama, neox])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_gpu_equals_cpu(make, name: str) -> None:
     """A ragged batch in chunks and steps, float32 on the GPU against float64 on the CPU."""
     torch.set_num_threads(1)  # other tests run beside this one
@@ -57,7 +57,7 @@ def test_gpu_equals_cpu(make, name: str) -> None:
     found = {}
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
         model = make().to(device, dtype)
-        attached = attach(model, RULES[name])
+        attached = attach(model, POLICIES[name])
         cache = attached.new_cache()
         logits = []
         with torch.no_grad():
@@ -73,11 +73,11 @@ def test_gpu_equals_cpu(make, name: str) -> None:
     assert found["cuda"][1] == pytest.approx(found["cpu"][1], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_graph_equals_steps(name: str) -> None:
     """600 steps through evictions and growing stores: the tokens, lengths and logits of steps without a graph."""
     model = llama().to("cuda", torch.bfloat16)
-    attached = attach(model, RULES[name])
+    attached = attach(model, POLICIES[name])
     decoders = [Decoder(model, attached.new_cache(), graph) for graph in (False, True)]
     ids = torch.randint(0, 64, (4, 700), generator=torch.Generator().manual_seed(1)).cuda()
     for decoder in decoders:
@@ -93,7 +93,7 @@ def test_graph_equals_steps(name: str) -> None:
 def test_compiled_layers_change_nothing_but_rounding() -> None:
     """The fused parts between the attentions, bf16."""
     model = llama().to("cuda", torch.bfloat16)
-    attached = attach(model, RULES["cache"])
+    attached = attach(model, POLICIES["cache"])
     ids = torch.randint(0, 64, (4, 200), generator=torch.Generator().manual_seed(1)).cuda()
     runs = []
     for compiled in (False, True):
@@ -108,7 +108,7 @@ def test_compiled_layers_change_nothing_but_rounding() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_prefill_is_the_mask(dtype: torch.dtype) -> None:
     """A long prompt through the fused kernel against transformers' own attention under the dense mask."""
-    pattern = RULES["sep"]
+    pattern = POLICIES["sep"]
     assert isinstance(pattern, AttentionPattern)
     model = llama().to("cuda", dtype)
     ids = torch.randint(0, 64, (2, 2048), generator=torch.Generator().manual_seed(1)).cuda()

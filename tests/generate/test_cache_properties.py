@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.generate.cache import LayerRule, SepCache
+from megatron_sep.generate.cache import LayerPolicy, SepCache
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.slots import Slots
 
@@ -85,25 +85,25 @@ def streaming(draw: st.DrawFn) -> StreamingPattern:
 
 
 @st.composite
-def rules(draw: st.DrawFn) -> list[LayerRule]:
+def policies(draw: st.DrawFn) -> list[LayerPolicy]:
     """For two layers: masks, all alike or not, one for each key head, or streams, of sizes of their own too."""
     masks = st.tuples(patterns(), patterns())
     return draw(
         st.builds(list, masks)
         | st.builds(list, st.tuples(masks, patterns()))
-        | st.builds(lambda rule: [rule, rule], streaming() | patterns())
+        | st.builds(lambda policy: [policy, policy], streaming() | patterns())
         | st.builds(_two_sizes, streaming(), streaming())
     )
 
 
-def _two_sizes(one: StreamingPattern, two: StreamingPattern) -> list[LayerRule]:
+def _two_sizes(one: StreamingPattern, two: StreamingPattern) -> list[LayerPolicy]:
     positions = "text" if one.positions == "frozen" else one.positions  # frozen ones would differ between the layers
     return [replace(one, positions=positions), replace(two, positions=positions)]
 
 
-def new_cache(rule: list[LayerRule], slack: int = 1, document_end: int | None = None) -> SepCache:
+def new_cache(policy: list[LayerPolicy], slack: int = 1, document_end: int | None = None) -> SepCache:
     rotary = Rotary(torch.tensor([0.7]))
-    return SepCache(rule, vocab_size=VOCABULARY, rotary=rotary, slack=slack, document_end=document_end)
+    return SepCache(policy, vocab_size=VOCABULARY, rotary=rotary, slack=slack, document_end=document_end)
 
 
 def masked(texts: Texts, layer: int, pattern: AttentionPattern, document_end: int | None = None) -> Tensor:
@@ -128,7 +128,7 @@ def kept(cache: SepCache, row: int) -> list[list[int]]:
     found = []
     for group in cache.groups.values():
         assert isinstance(group, Slots)
-        heads = len(group.rules)
+        heads = len(group.policies)
         for index in range(row * heads, (row + 1) * heads):
             found.append(group.place_RC[index, : group.length_R[index]].tolist())
     return found
@@ -162,10 +162,10 @@ def test_unbounded_stream_is_the_mask(text: Texts, sinks: int, window: int, neve
 
 
 @cases
-@given(texts(rows=3), rules(), st.integers(0, 2))
-def test_row_does_not_depend_on_its_neighbours(text: Texts, rule: list[LayerRule], row: int) -> None:
+@given(texts(rows=3), policies(), st.integers(0, 2))
+def test_row_does_not_depend_on_its_neighbours(text: Texts, policy: list[LayerPolicy], row: int) -> None:
     """A text of a ragged batch gives the bits, the positions and the kept tokens that it gives alone."""
-    together, apart = new_cache(rule), new_cache(rule)
+    together, apart = new_cache(policy), new_cache(policy)
     out, positions = text.run(together)
     single, single_positions = text.alone(row).run(apart)
     real = text.real_BT[row]
@@ -175,11 +175,11 @@ def test_row_does_not_depend_on_its_neighbours(text: Texts, rule: list[LayerRule
 
 
 @cases
-@given(texts(), rules(), st.sampled_from([None, END]))
-def test_chunks_are_single_steps(text: Texts, rule: list[LayerRule], document_end: int | None) -> None:
+@given(texts(), policies(), st.sampled_from([None, END]))
+def test_chunks_are_single_steps(text: Texts, policy: list[LayerPolicy], document_end: int | None) -> None:
     """Chunks of any size leave the same tokens as one token after another, and give the same attention."""
     steps = replace(text, chunks=[1] * text.ids_BT.shape[1])
-    chunked, stepped = new_cache(rule, 1, document_end), new_cache(rule, 1, document_end)
+    chunked, stepped = new_cache(policy, 1, document_end), new_cache(policy, 1, document_end)
     out, positions = text.run(chunked)
     other, other_positions = steps.run(stepped)
     torch.testing.assert_close(out, other, rtol=0, atol=1e-12)
@@ -193,8 +193,8 @@ def test_chunks_are_single_steps(text: Texts, rule: list[LayerRule], document_en
 @given(texts(rows=1, layers=1, longest=20), streaming())
 def test_positions_inside_the_cache(text: Texts, stream: StreamingPattern) -> None:
     """A key turns by its index among the kept tokens, the query by the index behind them."""
-    rule = replace(stream, positions="cache")
-    cache, turn = new_cache([rule]), Rotary(torch.tensor([0.7]))
+    policy = replace(stream, positions="cache")
+    cache, turn = new_cache([policy]), Rotary(torch.tensor([0.7]))
     text = text.alone(0)
     before: list[int] = []
     q, k, v = text.tensors_L[0]

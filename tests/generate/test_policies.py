@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.generate import policies, scored
+from megatron_sep.generate import scored
 from megatron_sep.generate.attach import Attachment, attach
-from megatron_sep.generate.cache import CacheError, LayerRule, SepCache, head_rules
-from megatron_sep.generate.policies import H2O, ScoreRule, SnapKV, pyramid_kv
+from megatron_sep.generate.cache import CacheError, LayerPolicy, SepCache, head_policies
+from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV, pyramid_kv
+from megatron_sep.generate.policies import softmax as wide_softmax
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 
 HEADS, KEY_HEADS, SIZE, LAYERS, SCALE = 4, 2, 3, 2, 0.7
@@ -99,17 +100,17 @@ def texts(draw: st.DrawFn, rows: int = 1, longest: int = 16) -> Texts:
     return made_texts(draw(st.integers(0, 2**32)), lengths, chunks)
 
 
-def new_cache(*rules: LayerRule) -> SepCache:
-    return SepCache(rules if len(rules) > 1 else rules * LAYERS, vocab_size=1)
+def new_cache(*policies: LayerPolicy) -> SepCache:
+    return SepCache(policies if len(policies) > 1 else policies * LAYERS, vocab_size=1)
 
 
 def group(cache: SepCache) -> Any:
     """That of the first layer."""
-    return cache.groups[cache.rules[0]]
+    return cache.groups[cache.policies[0]]
 
 
 def places(cache: SepCache, layer: int, row: int) -> list[list[int]]:
-    """Text positions that each key head keeps, ascending; layers have the same rule."""
+    """Text positions that each key head keeps, ascending; layers have the same policy."""
     layers = group(cache).layers
     heads_KE = layers[layer][row].place_KE if isinstance(group(cache), Prompts) else layers[layer].place_BKC[row]
     return [sorted(place for place in head if place >= 0) for head in heads_KE.tolist()]
@@ -141,7 +142,7 @@ class Head:
             for weights in self.weights(query, keys)
         ]
 
-    def h2o(self, rule: H2O) -> tuple[list[Any], list[int]]:
+    def h2o(self, policy: H2O) -> tuple[list[Any], list[int]]:
         """Algorithm 1: attention of each token, and what is kept in the end."""
         kept: list[int] = []
         score = [0.0] * len(self.k_TD)
@@ -152,27 +153,27 @@ class Head:
             for weights in self.weights(i, kept):
                 for j, weight in zip(kept, weights, strict=True):
                     score[j] += weight / GROUP
-            old, recent = [j for j in kept if j <= i - rule.recent], [j for j in kept if j > i - rule.recent]
-            if len(kept) > rule.heavy + rule.recent:
-                old = sorted(sorted(old, key=lambda j: -score[j])[: rule.heavy])
+            old, recent = [j for j in kept if j <= i - policy.recent], [j for j in kept if j > i - policy.recent]
+            if len(kept) > policy.heavy + policy.recent:
+                old = sorted(sorted(old, key=lambda j: -score[j])[: policy.heavy])
             kept = old + recent
         return outs, kept
 
-    def snap_kv(self, rule: SnapKV, prompt: int) -> list[int]:
+    def snap_kv(self, policy: SnapKV, prompt: int) -> list[int]:
         """What is kept of a prompt of so many tokens."""
-        if prompt <= rule.budget:
+        if prompt <= policy.budget:
             return list(range(prompt))
-        past, half = prompt - rule.window, rule.kernel // 2
+        past, half = prompt - policy.window, policy.kernel // 2
         total = [0.0] * past
         for head in range(GROUP):
             votes = [0.0] * past
             for i in range(past, prompt):
                 weights = self.weights(i, list(range(i + 1)))[head]
-                votes = [vote + weight / rule.window for vote, weight in zip(votes, weights[:past], strict=True)]
+                votes = [vote + weight / policy.window for vote, weight in zip(votes, weights[:past], strict=True)]
             for j in range(past):
                 around = votes[max(0, j - half) : j + half + 1]
-                total[j] += (max(around) if rule.pooling == "max" else sum(around) / rule.kernel) / GROUP
-        most = sorted(range(past), key=lambda j: (-round(total[j], 12), j))[: rule.budget - rule.window]
+                total[j] += (max(around) if policy.pooling == "max" else sum(around) / policy.kernel) / GROUP
+        most = sorted(range(past), key=lambda j: (-round(total[j], 12), j))[: policy.budget - policy.window]
         return sorted(most) + list(range(past, prompt))
 
 
@@ -182,28 +183,28 @@ def close(a: Tensor, b: Any) -> bool:
 
 @cases
 @given(texts(), heavy_hitters)
-def test_h2o_is_its_algorithm_with_lists(text: Texts, rule: H2O) -> None:
-    cache = new_cache(rule)
+def test_h2o_is_its_algorithm_with_lists(text: Texts, policy: H2O) -> None:
+    cache = new_cache(policy)
     out = text.run(cache)
     for layer in range(LAYERS):
         for head in range(KEY_HEADS):
-            expected, kept = Head(text, layer, head).h2o(rule)
+            expected, kept = Head(text, layer, head).h2o(policy)
             assert places(cache, layer, 0)[head] == kept
             assert close(out[layer, 0, head * GROUP : (head + 1) * GROUP].transpose(0, 1), expected)
 
 
 @cases
 @given(texts(longest=14), snapshots(), st.data())
-def test_snap_kv_is_its_formula_with_lists(text: Texts, rule: SnapKV, data: st.DataObject) -> None:
+def test_snap_kv_is_its_formula_with_lists(text: Texts, policy: SnapKV, data: st.DataObject) -> None:
     prompt = data.draw(st.integers(1, text.longest))
     later = text.longest - prompt
     cut = [prompt] if later == 0 else [prompt, 1, later - 1]
-    cache = new_cache(rule)
+    cache = new_cache(policy)
     out = text.cut(*(n for n in cut if n)).run(cache)
     for layer in range(LAYERS):
         for head in range(KEY_HEADS):
             lists = Head(text, layer, head)
-            kept = lists.snap_kv(rule, prompt) if later else list(range(prompt))
+            kept = lists.snap_kv(policy, prompt) if later else list(range(prompt))
             assert places(cache, layer, 0)[head] == kept + list(range(prompt, text.longest))
             seen = [
                 list(range(i + 1)) if i < prompt else kept + list(range(prompt, i + 1)) for i in range(text.longest)
@@ -214,24 +215,24 @@ def test_snap_kv_is_its_formula_with_lists(text: Texts, rule: SnapKV, data: st.D
 
 @cases
 @given(texts(rows=3), heavy_hitters | snapshots())
-def test_a_row_of_a_ragged_batch_is_the_row_alone(batch: Texts, rule: ScoreRule) -> None:
-    cache = new_cache(rule)
+def test_a_row_of_a_ragged_batch_is_the_row_alone(batch: Texts, policy: ScorePolicy) -> None:
+    cache = new_cache(policy)
     out = batch.run(cache)
     for row, length in enumerate(batch.lengths):
-        single = new_cache(rule)
+        single = new_cache(policy)
         assert close(out[:, row : row + 1, :, batch.longest - length :], batch.alone(row).run(single))
         assert [places(cache, n, row) for n in range(LAYERS)] == [places(single, n, 0) for n in range(LAYERS)]
         for name in ("live_R", "full_R", "seen_R"):
             assert getattr(group(cache), name)[row] == getattr(group(single), name)[0]
 
 
-@pytest.mark.parametrize("rule", [H2O(3, 2), SnapKV(5, 2, 3)])
-def test_padding_anywhere_is_as_if_it_were_not_there(rule: ScoreRule) -> None:
+@pytest.mark.parametrize("policy", [H2O(3, 2), SnapKV(5, 2, 3)])
+def test_padding_anywhere_is_as_if_it_were_not_there(policy: ScorePolicy) -> None:
     """Texts that ended before their neighbours, too."""
     text = made_texts(8, [18, 18, 18])
     real_BT = torch.rand(3, 18, generator=torch.Generator().manual_seed(8)) < 0.6
     chunks = [7, 5, 1, 1, 4]
-    cache, outs = new_cache(rule), []
+    cache, outs = new_cache(policy), []
     for columns in torch.arange(18).split(chunks):
         cache.begin(torch.zeros(3, len(columns), dtype=torch.long), real_BT[:, columns])
         outs.append(
@@ -241,7 +242,7 @@ def test_padding_anywhere_is_as_if_it_were_not_there(rule: ScoreRule) -> None:
     for row, real in enumerate(real_BT):
         own = [tuple(t[row : row + 1, :, real] for t in layer) for layer in text.tensors_L]
         counts = [int(part.sum()) for part in real.split(chunks)]
-        single = new_cache(rule)
+        single = new_cache(policy)
         expected = Texts([int(real.sum())], own, [n for n in counts if n]).run(single)  # type: ignore[arg-type]
         assert close(torch.cat(outs, dim=3)[:, row : row + 1, :, real], expected)
         assert places(cache, 1, row) == places(single, 1, 0)
@@ -250,8 +251,8 @@ def test_padding_anywhere_is_as_if_it_were_not_there(rule: ScoreRule) -> None:
 
 @cases
 @given(texts(rows=2), heavy_hitters)
-def test_h2o_in_chunks_is_h2o_in_single_tokens(batch: Texts, rule: H2O) -> None:
-    chunks, steps = new_cache(rule), new_cache(rule)
+def test_h2o_in_chunks_is_h2o_in_single_tokens(batch: Texts, policy: H2O) -> None:
+    chunks, steps = new_cache(policy), new_cache(policy)
     assert close(batch.run(chunks), batch.cut(*[1] * batch.longest).run(steps))
     assert [places(chunks, 1, row) for row in range(2)] == [places(steps, 1, row) for row in range(2)]
     assert chunks.retention() == steps.retention()
@@ -259,20 +260,20 @@ def test_h2o_in_chunks_is_h2o_in_single_tokens(batch: Texts, rule: H2O) -> None:
 
 @cases
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(2, 6), snapshots())
-def test_snap_kv_of_a_prompt_in_chunks_is_that_of_the_whole_prompt(seed: int, a: int, b: int, rule: SnapKV) -> None:
+def test_snap_kv_of_a_prompt_in_chunks_is_that_of_the_whole_prompt(seed: int, a: int, b: int, policy: SnapKV) -> None:
     text = made_texts(seed, [a + b + 3])
-    chunks, whole = new_cache(rule), new_cache(rule)
+    chunks, whole = new_cache(policy), new_cache(policy)
     assert close(text.cut(a, b, 1, 1, 1).run(chunks), text.cut(a + b, 1, 1, 1).run(whole))
     assert [places(chunks, n, 0) for n in range(LAYERS)] == [places(whole, n, 0) for n in range(LAYERS)]
     assert chunks.retention() == whole.retention()
 
 
-@pytest.mark.parametrize("rule", [H2O(9, 3), H2O(0, 12), H2O(12, 0), SnapKV(10, 2, 3)])
-def test_a_budget_of_the_whole_text_is_the_full_cache(rule: ScoreRule) -> None:
+@pytest.mark.parametrize("policy", [H2O(9, 3), H2O(0, 12), H2O(12, 0), SnapKV(10, 2, 3)])
+def test_a_budget_of_the_whole_text_is_the_full_cache(policy: ScorePolicy) -> None:
     """SnapKV's is of the prompt."""
     text = made_texts(3, [12, 7], [10, 1, 1])
     expected = text.run(new_cache(AttentionPattern()))
-    cache = new_cache(rule)
+    cache = new_cache(policy)
     assert close(text.run(cache), expected)
     assert cache.retention().share == 1.0
     assert places(cache, 1, 1) == [list(range(7))] * KEY_HEADS
@@ -312,8 +313,8 @@ def test_snap_kv_frees_what_the_prompt_drops_and_keeps_what_follows() -> None:
 
 def test_layers_and_key_heads_keep_different_tokens() -> None:
     """Otherwise the tests above would pass with one set for all."""
-    for rule, text in ((H2O(4, 3), made_texts(5, [40])), (SnapKV(8, 3, 3), made_texts(5, [40], [39, 1]))):
-        cache = new_cache(rule)
+    for policy, text in ((H2O(4, 3), made_texts(5, [40])), (SnapKV(8, 3, 3), made_texts(5, [40], [39, 1]))):
+        cache = new_cache(policy)
         text.run(cache)
         assert len({tuple(kept) for layer in range(LAYERS) for kept in places(cache, layer, 0)}) == LAYERS * KEY_HEADS
 
@@ -333,8 +334,8 @@ def test_retention_is_what_a_hand_counts() -> None:
     """Rows of 6 and 2 tokens. H2O(2, 1) sees 1, 2, 3, 4, 4, 4 and 1, 2; a prompt of 5 keeps 3 and then sees 4."""
     text = made_texts(2, [6, 2])
     seen = {H2O(2, 1): ([6], 18), SnapKV(3, 1, 1): ([5, 1], 1 + 2 + 3 + 4 + 5 + 4)}
-    for rule, (chunks, live) in seen.items():
-        cache = new_cache(rule)
+    for policy, (chunks, live) in seen.items():
+        cache = new_cache(policy)
         text.cut(*chunks).run(cache)
         retention = cache.retention()
         assert (retention.live, retention.full) == ((live + 3) / 8, (21 + 3) / 8)
@@ -349,31 +350,31 @@ def test_retention_is_the_mean_over_layers_of_different_rules() -> None:
 @given(st.integers(1, 200), st.integers(1, 40), st.floats(1, 50), st.integers(1, 40))
 def test_a_pyramid_falls_evenly_and_keeps_its_mean(past: int, window: int, beta: float, layers: int) -> None:
     """The papers' sizes: n / beta beyond the window in the last layer, 2 n - n / beta in the first."""
-    rules = pyramid_kv(past + window, window, 5, beta, layers)
-    sizes = [rule.budget - window for rule in rules]
+    policies = pyramid_kv(past + window, window, 5, beta, layers)
+    sizes = [policy.budget - window for policy in policies]
     assert sum(sizes) == past * layers
-    assert {(rule.window, rule.kernel, rule.pooling) for rule in rules} == {(window, 5, "mean")}
+    assert {(policy.window, policy.kernel, policy.pooling) for policy in policies} == {(window, 5, "mean")}
     if layers > 1:
         first, last = 2 * past - past / beta, past / beta
         expected = [first - (first - last) / (layers - 1) * layer for layer in range(layers)]
         assert max(abs(size - e) for size, e in zip(sizes, expected, strict=True)) <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("rule", [H2O(3, 2), SnapKV(5, 2, 3)])
+@pytest.mark.parametrize("policy", [H2O(3, 2), SnapKV(5, 2, 3)])
 @pytest.mark.parametrize(("before", "after"), [([8], [1, 1, 2]), ([1, 1], [8, 1, 1])])
 def test_selected_and_repeated_texts_go_on_as_they_would_have(
-    rule: ScoreRule, before: list[int], after: list[int]
+    policy: ScorePolicy, before: list[int], after: list[int]
 ) -> None:
     """Also where the prompt of one text is over and that of another is not."""
     text = made_texts(7, [12, 9, 11])
-    cache = new_cache(rule)
+    cache = new_cache(policy)
     Texts(text.lengths, text.tensors_L, before).run(cache)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
     rows = torch.tensor([2, 2, 0, 0])
     chosen = [tuple(t[rows] for t in layer) for layer in text.tensors_L]
     out = Texts([text.lengths[row] for row in rows], chosen, after).run(cache, sum(before))  # type: ignore[arg-type]
-    whole = new_cache(rule)
+    whole = new_cache(policy)
     assert close(out, text.cut(*before, *after).run(whole)[:, rows, :, sum(before) :])
     expected = [places(whole, 1, row) for row in rows.tolist()]
     assert [places(cache, 1, row) for row in range(4)] == expected
@@ -382,13 +383,13 @@ def test_selected_and_repeated_texts_go_on_as_they_would_have(
 
 def test_repeated_texts_of_head_wise_windows_go_on_as_they_would_have() -> None:
     """Where a text has a row of the cache for each key head."""
-    rule = head_rules(AttentionPattern(window=3), GROUP, HEADS, KEY_HEADS)
-    text, cache = made_texts(7, [12, 9]), new_cache(rule)
+    policy = head_policies(AttentionPattern(window=3), GROUP, HEADS, KEY_HEADS)
+    text, cache = made_texts(7, [12, 9]), new_cache(policy)
     Texts(text.lengths, text.tensors_L, [8]).run(cache)
     cache.batch_repeat_interleave(2)
     twice = [tuple(t.repeat_interleave(2, dim=0) for t in layer) for layer in text.tensors_L]
     out = Texts([12, 12, 9, 9], twice, [1, 3]).run(cache, 8)  # type: ignore[arg-type]
-    assert close(out, text.cut(8, 1, 3).run(new_cache(rule)).repeat_interleave(2, dim=1)[..., 8:, :])
+    assert close(out, text.cut(8, 1, 3).run(new_cache(policy)).repeat_interleave(2, dim=1)[..., 8:, :])
 
 
 @pytest.mark.parametrize("heads", range(0, HEADS + 1, GROUP))
@@ -404,7 +405,7 @@ def test_head_wise_windows_are_a_mask_for_each_head(heads: int) -> None:
             mask[:heads, i, j] = i - j < 3 or j < 1 or int(ids[0, j]) == 2
     expected = scaled_dot_product_attention(*tensors, mask[None], scale=SCALE, enable_gqa=True)
     for chunks in ([1] * length, [length], [7, 1, 5, 7]):
-        cache = SepCache([head_rules(pattern, heads, HEADS, KEY_HEADS)], vocab_size=4)
+        cache = SepCache([head_policies(pattern, heads, HEADS, KEY_HEADS)], vocab_size=4)
         outs = []
         for part, *q_k_v in zip(ids.split(chunks, 1), *(t.split(chunks, 2) for t in tensors), strict=True):
             cache.begin(part)
@@ -419,9 +420,9 @@ def kvpress() -> Any:
     return json.loads(golden.FILE.read_text())
 
 
-def model_with(rule: LayerRule | list[Any]) -> tuple[Any, Attachment]:
+def model_with(policy: LayerPolicy | list[Any]) -> tuple[Any, Attachment]:
     model = golden.model()
-    return model, attach(model, rule)
+    return model, attach(model, policy)
 
 
 @torch.no_grad()
@@ -436,14 +437,14 @@ def test_snap_kv_votes_keeps_and_goes_on_as_kvpress(press: str, kvpress: Any) ->
     """Both with the sizes that the press came to."""
     expected = kvpress[press]
     budgets = [len(layer[0][0]) for layer in expected["kept"]]
-    rules = [SnapKV(budget, golden.WINDOW, golden.KERNEL) for budget in budgets]
-    model, attachment = model_with(rules)
+    policies = [SnapKV(budget, golden.WINDOW, golden.KERNEL) for budget in budgets]
+    model, attachment = model_with(policies)
     cache = attachment.new_cache()
     model(golden.tokens()[:, : golden.LENGTH], past_key_values=cache)
-    layers = [cache.groups[rule].layers[0 if len(set(rules)) > 1 else n] for n, rule in enumerate(rules)]
-    for rule, layer, scores in zip(rules, layers, expected["scores"], strict=True):
+    layers = [cache.groups[policy].layers[0 if len(set(policies)) > 1 else n] for n, policy in enumerate(policies)]
+    for policy, layer, scores in zip(policies, layers, expected["scores"], strict=True):
         for kept, score_KN in zip(layer, torch.tensor(scores, dtype=torch.float64), strict=True):
-            votes_KP = rule.votes(kept.queries_HWD, kept.keys_KED, model.config.head_dim**-0.5)
+            votes_KP = policy.votes(kept.queries_HWD, kept.keys_KED, model.config.head_dim**-0.5)
             torch.testing.assert_close(votes_KP, score_KN[:, : -golden.WINDOW], rtol=0, atol=1e-7)
     logits = steps_after_the_prompt(model, cache)
     ours = [[kept.place_KE[:, : -golden.STEPS].tolist() for kept in layer] for layer in layers]
@@ -454,9 +455,9 @@ def test_snap_kv_votes_keeps_and_goes_on_as_kvpress(press: str, kvpress: Any) ->
 def test_a_pyramid_has_the_sizes_of_kvpress(kvpress: Any) -> None:
     """Which counts the window among what falls linearly; the paper, and we, put it on top."""
     mean = round(golden.LENGTH * (1 - golden.RATIO))
-    rules = pyramid_kv(mean + golden.WINDOW, golden.WINDOW, golden.KERNEL, golden.BETA, golden.LAYERS)
+    policies = pyramid_kv(mean + golden.WINDOW, golden.WINDOW, golden.KERNEL, golden.BETA, golden.LAYERS)
     kept = [len(layer[0][0]) for layer in kvpress["pyramid_kv"]["kept"]]
-    assert [rule.budget - golden.WINDOW for rule in rules] == kept
+    assert [policy.budget - golden.WINDOW for policy in policies] == kept
 
 
 @torch.no_grad()
@@ -477,12 +478,12 @@ def test_h2o_adds_up_the_attention_that_kvpress_observes(kvpress: Any) -> None:
         assert best.tolist() == expected["kept"][layer]
 
 
-RULES: dict[str, Any] = {"h2o": H2O(6, 4), "snap_kv": SnapKV(9, 3, 3), "pyramid_kv": pyramid_kv(9, 3, 3, 3, 3)}
+POLICIES: dict[str, Any] = {"h2o": H2O(6, 4), "snap_kv": SnapKV(9, 3, 3), "pyramid_kv": pyramid_kv(9, 3, 3, 3, 3)}
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_a_model_generates_from_left_padded_prompts_as_from_each_alone(rule: Any) -> None:
-    model, _ = model_with(rule)
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_model_generates_from_left_padded_prompts_as_from_each_alone(policy: Any) -> None:
+    model, _ = model_with(policy)
     ids, mask = golden.tokens()[:, :24], torch.ones(2, 24, dtype=torch.long)
     mask[1, :9] = 0
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -503,8 +504,8 @@ def test_what_is_dropped_is_missed() -> None:
         (SnapKV(50, 4, 5), SnapKV(10, 4, 5)),
         (pyramid_kv(200, 4, 5, 2, 3), pyramid_kv(10, 4, 5, 2, 3)),
     ):
-        for rule, same in ((large, True), (small, False)):
-            model, attachment = model_with(rule)
+        for policy, same in ((large, True), (small, False)):
+            model, attachment = model_with(policy)
             cache = attachment.new_cache()
             prompt = model(golden.tokens()[:, : golden.LENGTH], past_key_values=cache).logits
             logits = torch.cat([prompt, steps_after_the_prompt(model, cache)], dim=1)
@@ -515,14 +516,14 @@ def test_beams_go_on_with_their_own_tokens() -> None:
     """With room for everything, beam search ends where it ends without the cache."""
     ids, options = golden.tokens()[:, :12], {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
     expected = golden.model().generate(ids, eos_token_id=None, **options).tolist()
-    for rule in (H2O(20, 10), SnapKV(20, 3, 3)):
-        model, _ = model_with(rule)
+    for policy in (H2O(20, 10), SnapKV(20, 3, 3)):
+        model, _ = model_with(policy)
         assert model.generate(ids, eos_token_id=None, **options).tolist() == expected
 
 
-@pytest.mark.parametrize("rule", [H2O(3, 2), SnapKV(5, 2, 3)])
-def test_half_precision_stays_and_scores_in_fp32(rule: ScoreRule) -> None:
-    text, cache = made_texts(6, [16], [12, 1, 3]), new_cache(rule)
+@pytest.mark.parametrize("policy", [H2O(3, 2), SnapKV(5, 2, 3)])
+def test_half_precision_stays_and_scores_in_fp32(policy: ScorePolicy) -> None:
+    text, cache = made_texts(6, [16], [12, 1, 3]), new_cache(policy)
     half = Texts([16], [tuple(t.bfloat16() for t in layer) for layer in text.tensors_L], text.chunks)  # type: ignore[misc]
     assert half.run(cache).dtype == torch.bfloat16
     layer = group(cache).layers[0]
@@ -530,7 +531,7 @@ def test_half_precision_stays_and_scores_in_fp32(rule: ScoreRule) -> None:
         assert (layer.keys_BKCD.dtype, layer.score_BKC.dtype) == (torch.bfloat16, torch.float32)
     else:
         assert layer[0].keys_KED.dtype == torch.bfloat16
-    assert policies.softmax(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert wide_softmax(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -550,8 +551,8 @@ def test_half_precision_stays_and_scores_in_fp32(rule: ScoreRule) -> None:
         (lambda: SepCache([H2O(1, 1)], vocab_size=1, document_end=0), r"document_end=0 with H2O\(heavy=1, recent=1\)"),
         (lambda: SepCache([SnapKV(2, 1, 1)], vocab_size=1, document_end=7), "document_end=7 with SnapKV"),
         (lambda: SepCache([(H2O(1, 1), AttentionPattern())], vocab_size=1), "a tuple takes an AttentionPattern"),  # type: ignore[list-item]
-        (lambda: head_rules(AttentionPattern(window=2), 3, 4, 2), "heads=3 of 4"),
-        (lambda: head_rules(AttentionPattern(window=2), 6, 4, 2), "heads=6 of 4"),
+        (lambda: head_policies(AttentionPattern(window=2), 3, 4, 2), "heads=3 of 4"),
+        (lambda: head_policies(AttentionPattern(window=2), 6, 4, 2), "heads=6 of 4"),
     ],
 )
 def test_wrong_settings_are_named(wrong: Any, words: str) -> None:

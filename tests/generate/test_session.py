@@ -100,7 +100,7 @@ def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "falcon" / "tokenizer.json").write_bytes(run.tokenizer.path.read_bytes())
     session = open_session(tmp_path / "falcon", None, "2,4,8,20", "text")
     assert greedy(session, ["alpha is"]).startswith("alpha is")
-    assert len(session.attachment.rules[0].separator_ids) == 9  # type: ignore[union-attr]
+    assert len(session.attachment.policies[0].separator_ids) == 9  # type: ignore[union-attr]
 
 
 def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:

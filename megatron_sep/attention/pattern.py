@@ -29,7 +29,8 @@ class AttentionPattern:
     separator_ids: tuple[int, ...] = ()
     stride: int | None = None
     capacity: ClassVar[None] = None
-    """A cache under this rule keeps what can still be seen: no bound, nothing that is visible is ever dropped."""
+    """A cache under this rule keeps what can still be seen: nothing that is visible is ever dropped."""
+    bounded: ClassVar[Literal[False]] = False
     positions: ClassVar[Literal["text"]] = "text"
 
     def __post_init__(self) -> None:
@@ -65,6 +66,15 @@ class AttentionPattern:
         """How many consecutive queries see each token in a document without end, its own first: int32 [B, T]."""
         window = FOREVER if self.window is None else self.window
         return torch.where(landmark_BT, FOREVER, window).to(torch.int32)
+
+    @property
+    def evicts(self) -> bool:
+        """Does the reach of any token end before its document does?"""
+        return self.window is not None
+
+    def survivors(self, landmark_RC: Tensor, length_R: Tensor) -> Tensor:
+        """Which of the first ``length`` slots an eviction leaves, whatever their reach: all, bool [R, C]."""
+        return _positions(landmark_RC) < length_R[:, None]
 
     def plan(
         self,

@@ -56,6 +56,11 @@ class StreamingPattern:
         return cls(sinks, 0, recent, sinks + recent + 1, (), positions)
 
     @property
+    def evicts(self) -> bool:
+        """Does a token ever leave?"""
+        return self.capacity is not None
+
+    @property
     def bounded(self) -> bool:
         """Does the cache stay at ``capacity`` tokens or fewer, whatever the text?"""
         return self.capacity is not None and self.separators is not None
@@ -76,12 +81,12 @@ class StreamingPattern:
         """Every token is seen until an eviction drops it: int32 [B, T], FOREVER."""
         return torch.full_like(landmark_BT, FOREVER, dtype=torch.int32)
 
-    def survivors(self, separator_RC: Tensor, length_R: Tensor) -> Tensor:
+    def survivors(self, landmark_RC: Tensor, length_R: Tensor) -> Tensor:
         """Which tokens an eviction leaves in caches of ``length_R`` tokens in the order of the text: bool [R, C]."""
-        slot = torch.arange(separator_RC.shape[1], device=separator_RC.device)
+        slot = torch.arange(landmark_RC.shape[1], device=landmark_RC.device)
         sink = slot < self.sinks
         in_window_RC = (slot >= length_R[:, None] - self.window) & (slot < length_R[:, None])
-        found_RC = separator_RC & ~sink & (slot < length_R[:, None] - self.window)
+        found_RC = landmark_RC & ~sink & (slot < length_R[:, None] - self.window)
         if self.separators is not None:
             newest_first_RC = found_RC.flip(1).cumsum(1).flip(1)
             found_RC = found_RC & (newest_first_RC <= self.separators)

@@ -1,15 +1,51 @@
 """What a chunk of tokens does to a row of a cache, worked out on the host before any layer runs."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_sep.attention.pattern import FOREVER, AttentionPattern, MaskPlan
-from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.attention.pattern import FOREVER, MaskPlan
+from megatron_sep.attention.streaming import Positions
+from megatron_sep.kernels.sep_attention.index import indexed
 
-TokenPolicy = AttentionPattern | StreamingPattern
-"""What decides from the ids alone how long a token is kept."""
+
+class TokenPolicy(Protocol):
+    """What decides from the ids alone how long a token is kept: AttentionPattern, StreamingPattern."""
+
+    @property
+    def sinks(self) -> int:
+        """First tokens of a text that stay."""
+
+    @property
+    def window(self) -> int | None:
+        """Newest tokens that stay; None: all."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens at which an eviction is due; None: tokens leave when their reach ends."""
+
+    @property
+    def positions(self) -> Positions:
+        """Which rotary position a token has."""
+
+    @property
+    def evicts(self) -> bool:
+        """Does a token ever leave?"""
+
+    @property
+    def bounded(self) -> bool:
+        """Are there never more than ``capacity`` tokens, whatever the text?"""
+
+    def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
+        """Which tokens outlive the window: bool [B, T]; ``place`` is that in their documents, from 0."""
+
+    def reaches(self, landmark_BT: Tensor) -> Tensor:
+        """How many consecutive queries see each token unless an eviction drops it: int32 [B, T]."""
+
+    def survivors(self, landmark_RC: Tensor, length_R: Tensor) -> Tensor:
+        """Which slots an eviction leaves of the first ``length``, tokens in the order of the text: bool [R, C]."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +66,14 @@ class RowState:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens of a chunk with no eviction between them, and what was in the cache before them."""
+    """Tokens ``begin`` to ``end - 1`` of a chunk, with no eviction between them, and what was kept before them."""
 
     begin: int
     end: int
     entries_E: Tensor
     """int64: what was in the cache and can be seen, then the tokens themselves, as indices of ``RowScript``."""
-    plan: MaskPlan | None = None
-    """The whole mask, where a document begins with the segment."""
-    visible_TE: Tensor | None = None
-    """bool, otherwise; None with ``plan``: a single token sees all entries."""
+    plan: MaskPlan | None
+    """Of one row: its keys are the entries, its queries the tokens among them. None: a single token sees all."""
 
     @property
     def past(self) -> int:
@@ -59,6 +93,7 @@ class RowScript:
     kept: Tensor
     """int64: entries that stay."""
     after: RowState
+    """The row after the chunk: the state of ``kept``."""
     live: int
     """Entries that a token saw, summed over the tokens."""
     full: int
@@ -84,38 +119,29 @@ def plan_row(
     document_end: int | None,
     device: torch.device,
 ) -> RowScript:
-    """The script of a row for its tokens ``ids_T``, which stand in ``columns_T`` of the chunk."""
-    length, before = len(ids_T), len(state.place_E)
-    starts = _document_starts(ids_T, state, document_end)
-    place_T = state.seen + torch.arange(length, dtype=torch.int32)
-    landmark_T = policy.landmarks_at(ids_T[None], (place_T - starts[:-1])[None])[0]
-    place = torch.cat([state.place_E, place_T])
-    reach_end = torch.cat([state.reach_end_E, end_of_reach(place_T, policy.reaches(landmark_T))])
-    landmark = torch.cat([state.landmark_E, landmark_T])
+    """The script of a row for its tokens ``ids_T`` (int64), which stand in ``columns_T`` of the chunk.
 
+    ``device`` is that of the script's tensors, but for ``after``.
+    """
+    length, before, seen = len(ids_T), len(state.place_E), state.seen + len(ids_T)
+    start_T1 = _document_starts(ids_T, state, document_end)
+    place_E, reach_end_E, landmark_E = _entries(policy, state, ids_T, start_T1[:-1])
     segments, kept, begin, live = [], torch.arange(before), 0, 0
     while begin < length:
-        room = length if policy.capacity is None else max(1, policy.capacity - len(kept))
-        end = begin + int((starts[begin : min(length, begin + room)] == starts[begin]).sum())
+        first, end = state.seen + begin, begin + _tokens_together(policy, start_T1[begin:-1], len(kept))
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
-        kept = kept[reach_end[kept] > state.seen + begin]
-        plan = visible_TE = None
-        if end - begin > 1 and int(starts[begin]) == state.seen + begin:
-            plan = _prefill_pattern(policy).plan(ids_T[None, begin:end].to(device))
-        elif end - begin > 1:
-            now = place_T[begin:end, None]
-            visible_TE = ((place[kept] <= now) & (reach_end[kept] > now)).to(device)
-        segments.append(Segment(begin, end, kept.to(device), plan, visible_TE))
-        live += _sightings(place[kept], reach_end[kept], state.seen + begin, state.seen + end)
-        if starts[end] != starts[begin]:
+        kept = kept[reach_end_E[kept] > first]
+        plan = _plan(landmark_E[kept], reach_end_E[kept], first, end - begin, device)
+        segments.append(Segment(begin, end, kept.to(device), plan))
+        live += _sightings(place_E[kept], reach_end_E[kept], first, state.seen + end)
+        if start_T1[end] != start_T1[begin]:
             kept = kept[:0]
-        elif isinstance(policy, StreamingPattern) and policy.capacity is not None and len(kept) >= policy.capacity:
-            kept = kept[policy.survivors(landmark[kept][None], torch.tensor([len(kept)]))[0]]
+        elif policy.capacity is not None and len(kept) >= policy.capacity:
+            kept = kept[policy.survivors(landmark_E[kept][None], torch.tensor([len(kept)]))[0]]
         begin = end
-    seen = state.seen + length
     if policy.capacity is None:
-        kept = kept[reach_end[kept] > seen]
-    after = RowState(place[kept], reach_end[kept], landmark[kept], seen, int(starts[-1]))
+        kept = kept[reach_end_E[kept] > seen]
+    after = RowState(place_E[kept], reach_end_E[kept], landmark_E[kept], seen, int(start_T1[-1]))
     full = (state.seen + 1 + seen) * length // 2
     return RowScript(columns_T.to(device), before, tuple(segments), kept.to(device), after, live, full)
 
@@ -125,18 +151,50 @@ def end_of_reach(place: Tensor, reach: Tensor) -> Tensor:
     return (place.long() + reach.long()).clamp(max=FOREVER).to(torch.int32)
 
 
-def _prefill_pattern(policy: TokenPolicy) -> AttentionPattern:
-    """What tokens see up to the first eviction."""
-    return policy if isinstance(policy, AttentionPattern) else AttentionPattern()
-
-
 def _document_starts(ids_T: Tensor, state: RowState, document_end: int | None) -> Tensor:
     """Text position where the document of each token began, and of the one after the last: int32 [T + 1]."""
-    starts = torch.full((len(ids_T) + 1,), state.document, dtype=torch.int32)
+    start_T1 = torch.full((len(ids_T) + 1,), state.document, dtype=torch.int32)
     if document_end is not None:
         for end in (ids_T == document_end).nonzero()[:, 0].tolist():
-            starts[end + 1 :] = state.seen + end + 1
-    return starts
+            start_T1[end + 1 :] = state.seen + end + 1
+    return start_T1
+
+
+def _entries(policy: TokenPolicy, state: RowState, ids_T: Tensor, start_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """place, reach_end and landmark of the slots in use, then of the new tokens: [E] each."""
+    place_T = state.seen + torch.arange(len(ids_T), dtype=torch.int32)
+    landmark_T = policy.landmarks_at(ids_T[None], (place_T - start_T)[None])[0]
+    reach_end_T = end_of_reach(place_T, policy.reaches(landmark_T))
+    both = zip((state.place_E, state.reach_end_E, state.landmark_E), (place_T, reach_end_T, landmark_T), strict=True)
+    place_E, reach_end_E, landmark_E = (torch.cat(pair) for pair in both)
+    return place_E, reach_end_E, landmark_E
+
+
+def _tokens_together(policy: TokenPolicy, start_T: Tensor, kept: int) -> int:
+    """How many of the next tokens belong to one document and come before the next eviction."""
+    room = len(start_T) if policy.capacity is None else max(1, policy.capacity - kept)
+    return int((start_T[:room] == start_T[0]).sum())
+
+
+def _plan(landmark_E: Tensor, reach_end_E: Tensor, first: int, tokens: int, device: torch.device) -> MaskPlan | None:
+    """Of the last ``tokens`` entries, which stand in the text from ``first`` on; None for a single one.
+
+    Positions of the plan are the entries' indices: the query of index i stands at ``first - past + i`` in the text.
+    """
+    if tokens == 1:
+        return None
+    entries = len(landmark_E)
+    past, index_E = entries - tokens, torch.arange(entries)
+    reach_E = reach_end_E.long() - (first - past) - index_E
+    window = min(entries, int(reach_E.min()))
+    plan = MaskPlan(
+        window,
+        landmark_E[None].to(device),
+        torch.minimum(reach_E, entries - index_E)[None].to(device, torch.int32),
+        causal=window == entries,
+        max_landmarks=int(landmark_E.sum()),
+    )
+    return indexed(plan.of_queries(range(past, entries)))
 
 
 def _sightings(place_E: Tensor, reach_end_E: Tensor, first: int, last: int) -> int:

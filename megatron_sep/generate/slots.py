@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import FOREVER
-from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.kernels.sep_attention import sep_attention
@@ -49,9 +48,8 @@ class Slots:
         self.policies, self.num_layers, self.batch, self.device = tuple(policies), num_layers, batch, device
         self.document_end, self.slack, self.backend = document_end, slack, backend
         self.rotary = rotary if self.policy.positions == "cache" else None
-        self.evicts = any(policy.capacity is not None or policy.window is not None for policy in self.policies)
-        self._bounded = isinstance(self.policy, StreamingPattern) and self.policy.bounded
-        num_slots = (self.policy.capacity or 0) if self._bounded else 0
+        self.evicts = any(policy.evicts for policy in self.policies)
+        num_slots = (self.policy.capacity or 0) if self.policy.bounded else 0
         rows = batch * len(self.policies)
         self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
         self.landmark_RC = self._counters(rows, num_slots).bool()
@@ -90,8 +88,14 @@ class Slots:
         window_RC = used_RC & ~sink_RC & (self.place_RC >= since_R[:, None])
         kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
         past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
-        past = "past window" if isinstance(self.policy, StreamingPattern) else "to be freed"
-        masks = {"sinks": sink_RC, "separators": kept_RC, past: past_RC, "window": window_RC}
+        dead_RC = past_RC & (self.reach_end_RC <= self.seen_R[:, None])
+        masks = {
+            "sinks": sink_RC,
+            "separators": kept_RC,
+            "past window": past_RC & ~dead_RC,
+            "to be freed": dead_RC,
+            "window": window_RC,
+        }
         return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
 
     def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
@@ -143,7 +147,7 @@ class Slots:
 
         The device is asked for the lengths only where what the host knows might not suffice.
         """
-        if self._bounded or self._most + tokens <= self.num_slots:
+        if self.policy.bounded or self._most + tokens <= self.num_slots:
             return False
         self._most = int(self.length_R.max())
         if self._most + (self.slack if self.evicts else tokens) < self.num_slots:
@@ -189,22 +193,23 @@ class Slots:
         self.length_R += 1
         self._most += 1
         if self.evicts:
-            self._evict(slot)
+            self._evict()
         if self.document_end is not None:
             ends_R = (self._ids_B1[:, 0] == self.document_end).repeat_interleave(len(self.policies))
             self.length_R.masked_fill_(ends_R, 0)
             self.document_R.copy_(torch.where(ends_R, self.seen_R, self.document_R))
 
-    def _due_and_kept(self, slot: Tensor) -> tuple[Tensor, Tensor]:
+    def _due_and_kept(self) -> tuple[Tensor, Tensor]:
         """Which rows evict now, bool [R], and which of their slots stay, bool [R, C]."""
-        if isinstance(self.policy, StreamingPattern) and self.policy.capacity is not None:
-            return self.length_R >= self.policy.capacity, self.policy.survivors(self.landmark_RC, self.length_R)
-        kept_RC = (self.reach_end_RC > self.seen_R[:, None]) & (slot < self.length_R[:, None])
+        kept_RC = self.policy.survivors(self.landmark_RC, self.length_R)
+        if self.policy.capacity is not None:
+            return self.length_R >= self.policy.capacity, kept_RC
+        kept_RC = kept_RC & (self.reach_end_RC > self.seen_R[:, None])
         return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
 
-    def _evict(self, slot: Tensor) -> None:
-        due_R, kept_RC = self._due_and_kept(slot)
-        rank_RC = kept_RC.cumsum(1)
+    def _evict(self) -> None:
+        due_R, kept_RC = self._due_and_kept()
+        slot, rank_RC = torch.arange(self.num_slots, device=self.device), kept_RC.cumsum(1)
         source_RC = slot.new_zeros(len(kept_RC), self.num_slots + 1)
         source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.num_slots), slot.expand_as(kept_RC))
         source_RC = torch.where(due_R[:, None], source_RC[:, :-1], slot)
@@ -263,17 +268,13 @@ class Slots:
         return out_BHTD
 
     def _attend_segment(self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float) -> Tensor:
-        if segment.end - segment.begin == 1:
+        if segment.plan is None:
             q_KGD = q_HTD.view(len(k_KED), -1, q_HTD.shape[-1])
             angles = self.rotary.angles(segment.past) if self.rotary is not None else None
             return attend_one(q_KGD, k_KED, v_KED, scale, angles).flatten(0, 1)[:, None]
         if self.rotary is not None:
             q_HTD, k_KED = self.rotary.rotate(q_HTD, segment.past), self.rotary.rotate(k_KED, 0)
-        q, k, v = q_HTD[None], k_KED[None], v_KED[None]
-        if segment.plan is not None:
-            return sep_attention(q, k, v, segment.plan, scale=scale)[0]
-        grouped = q.shape[1] != k.shape[1]
-        return scaled_dot_product_attention(q, k, v, segment.visible_TE, scale=scale, enable_gqa=grouped)[0]
+        return sep_attention(q_HTD[None], k_KED[None], v_KED[None], segment.plan, scale=scale)[0]
 
     def _end_chunk(self, scripts: list[RowScript]) -> None:
         for row, script in enumerate(scripts):

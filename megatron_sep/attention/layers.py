@@ -25,6 +25,6 @@ def layer_patterns(
 def plan_layers(
     patterns: Sequence[AttentionPattern], ids_BT: Tensor, document_BT: Tensor | None = None
 ) -> tuple[MaskPlan, ...]:
-    """One plan a layer; layers of the same pattern share one plan."""
+    """The plan of each layer for ids [B, T] (see ``AttentionPattern.plan``); layers of a pattern share one plan."""
     plans = {pattern: pattern.plan(ids_BT, document_BT) for pattern in dict.fromkeys(patterns)}
     return tuple(plans[pattern] for pattern in patterns)

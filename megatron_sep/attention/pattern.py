@@ -53,7 +53,7 @@ class AttentionPattern:
         return self.landmarks_at(ids_BT, position_BT)
 
     def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
-        """``landmarks`` of tokens whose places in their documents are given (from 0), as a cache meets them."""
+        """``landmarks`` of tokens whose places in their documents are given, from 0: as a cache meets them."""
         landmark_BT = place_BT < self.sinks
         if self.separator_ids:
             landmark_BT = landmark_BT | is_separator(ids_BT, self.separator_ids)
@@ -124,7 +124,7 @@ class MaskPlan:
     window: int
     """Tokens a query sees before it, itself included, whatever they are; at most T."""
     landmark_BT: Tensor
-    """bool"""
+    """bool: seen by every later query of its document."""
     reach_BT: Tensor
     """int32: key j is seen by the queries j <= i < j + reach[j]; at least 1, and never past j's document."""
     causal: bool

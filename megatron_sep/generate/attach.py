@@ -31,6 +31,7 @@ class Attachment:
     model: PreTrainedModel
     policies: tuple[LayerPolicy, ...]
     options: dict[str, Any]
+    """Keyword arguments of SepCache."""
     cache: SepCache | None = None
     """That of the last forward pass."""
     _former: str = ""

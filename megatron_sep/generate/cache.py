@@ -1,9 +1,9 @@
 """SepCache: a cache for causal models of transformers that keeps what its policies keep and frees the rest."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,42 +43,52 @@ def head_policies(
 
 
 class Group(Protocol):
-    """Layers that share their bookkeeping; rows R are texts, or the key heads of texts."""
+    """Layers that share their bookkeeping; rows R are texts, or the key heads of texts (b-major)."""
 
     num_layers: int
     batch: int
-    """Texts."""
+    """Texts: B."""
     seen_R: Tensor
+    """Integers: tokens of each row's text so far; padding does not count here and below."""
     live_R: Tensor
+    """Numbers: tokens that each token saw, itself included, summed over the tokens."""
     full_R: Tensor
+    """Integers: the same with everything kept."""
 
     @property
     def num_bytes(self) -> int:
         """Memory of keys and values."""
 
     def blocks(self) -> dict[str, Tensor]:
-        """Slots in use by block, [R] each."""
+        """Slots in use by block: numbers [R] each."""
 
     def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
-        """Take new tokens in; returns their position ids."""
+        """Take new tokens in, int64 [B, T]; ``real`` is False at padding, None: there is none.
+
+        Returns the position ids that the model rotates them by, int64 [B, T].
+        """
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention in one layer of the group, [B, H, T, D]."""
+        """Attention of the new tokens in a layer, counted within the group: [B, H, T, D]; keys and values are kept."""
 
     def end(self) -> None:
-        """All layers have attended."""
+        """All layers have attended: what nothing will see leaves."""
 
     def room(self) -> bool:
-        """Make sure of room for one more token; were stores replaced?"""
+        """Make sure of room for one more token of each text; were stores replaced?"""
 
     def reserve(self, tokens: int) -> bool:
-        """Make room for so many more; were stores replaced?"""
+        """Make room for so many more tokens of each text; were stores replaced?"""
 
     def replayed(self) -> None:
-        """A CUDA graph of a step has run once more."""
+        """A CUDA graph of a step has run once more. Raises RuntimeError where none can."""
 
     def select(self, rows_B: Tensor) -> None:
-        """Make the texts of the batch those at these indices."""
+        """Make the texts of the batch those at these indices: int64, repeated or left out as they may be."""
+
+
+_SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
+"""What keeps the tokens under a policy that looks at attention; under the others it is Slots."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +260,10 @@ class SepCache(Cache):  # type: ignore[misc]
         self.groups, self.columns = {}, 0
 
     def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
-        if isinstance(policy, H2O):
-            return HeavyHitters(policy, num_layers, len(ids_BT), ids_BT.device)
-        if isinstance(policy, SnapKV):
-            return Prompts(policy, num_layers, len(ids_BT), ids_BT.device)
-        policies = policy if isinstance(policy, tuple) else (policy,)
+        if isinstance(policy, ScorePolicy):
+            return _SCORED[type(policy)](policy, num_layers, len(ids_BT), ids_BT.device)
         return Slots(
-            policies,
+            policy if isinstance(policy, tuple) else (policy,),
             num_layers,
             len(ids_BT),
             ids_BT.device,

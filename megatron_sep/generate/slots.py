@@ -52,13 +52,16 @@ class Slots:
         num_slots = (self.policy.capacity or 0) if self.policy.bounded else 0
         rows = batch * len(self.policies)
         self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
+        """int32: text position of the token in a slot, and the first one that does not see it."""
         self.landmark_RC = self._counters(rows, num_slots).bool()
         self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
+        """int32: slots in use, tokens of the text so far, text position where its document began."""
         self.live_R, self.full_R = (self._counters(rows).long() for _ in range(2))
-        """Entries that each token saw, and tokens of the text up to it, summed over the tokens."""
+        """int64: entries that each token saw, and tokens of the text up to it, summed over the tokens."""
         self.keys_LBKCD: Tensor | None = None
         self.values_LBKCD: Tensor | None = None
         self._most = 0
+        """No row has more slots in use: what the host knows without asking the device."""
         self._scripts: list[RowScript] | None = None
         self._ids_B1: Tensor | None = None
 

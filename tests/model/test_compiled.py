@@ -10,6 +10,7 @@ from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AnnealingConfig, ModelConfig
+from megatron_sep.kernels.sep_attention.index import indexed_layers
 from megatron_sep.parallel.device import current_device
 from megatron_sep.parallel.groups import topology
 
@@ -38,14 +39,14 @@ def test_every_window_of_an_annealing_is_compiled(monkeypatch: pytest.MonkeyPatc
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for step in range(1, 8):
-            plans = annealing(step).plans(ids)
+            plans = indexed_layers(annealing(step).plans(ids))
             assert plans[1].window == LENGTH >> (step - 1)
             losses = [model(ids, position, plans, labels=ids).mean() for model in (plain, compiled)]
             torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
             for loss in losses:
                 loss.backward()
         with torch.no_grad():
-            plans = RULES.plans(ids)
+            plans = indexed_layers(RULES.plans(ids))
             both = [model.eval()(ids, position, plans, labels=ids) for model in (plain, compiled)]
             torch.testing.assert_close(both[1], both[0], atol=1e-5, rtol=1e-5)
     for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):

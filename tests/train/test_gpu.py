@@ -13,6 +13,7 @@ from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config import RunConfig
 from megatron_sep.config.schema import ModelConfig
+from megatron_sep.kernels.sep_attention.index import indexed_layers
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
 
@@ -61,7 +62,7 @@ def test_every_layer_computes_its_own_pattern(compiled: bool) -> None:
     """Hidden states and gradients after each layer of H/T equal those of a model that uses the dense reference."""
     ids = torch.randint(0, 128, (2, 256), generator=torch.Generator().manual_seed(0)).cuda()
     patterns = layer_patterns(AttentionPattern(16, 3, (1, 2, 3, 4, 5, 6, 7, 8)), 4, (0, -1))
-    plans = plan_layers(patterns, ids)
+    plans = indexed_layers(plan_layers(patterns, ids))
     fused, fused_grads = hidden_states("triton", compiled, ids, plans)
     dense, dense_grads = hidden_states("reference", False, ids, plans)
     wrong = hidden_states("reference", False, ids, plans[::-1][1:] + plans[:1])[0]

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,16 @@ def library_processes(corpus: str, tokenizer: str) -> tuple[float, float]:
     return max(clock for clock, _ in seconds), sum(cpu for _, cpu in seconds)
 
 
-def encode_line(line: bytes) -> list[int]:
-    global _library
-    if "_library" not in globals():
-        from tokenizers import Tokenizer
+@cache
+def library(tokenizer: str) -> Any:
+    """One a process."""
+    from tokenizers import Tokenizer
 
-        _library = Tokenizer.from_file(os.environ["BENCH_TOKENIZER"])
-    ids: list[int] = _library.encode(json.loads(line)["text"]).ids
-    return [*ids, 0]
+    return Tokenizer.from_file(tokenizer)
+
+
+def encode_line(line: bytes) -> list[int]:
+    return [*library(os.environ["BENCH_TOKENIZER"]).encode(json.loads(line)["text"]).ids, 0]
 
 
 def line_by_line(corpus: str, tokenizer: str, output: Path) -> None:
@@ -132,7 +135,7 @@ def tokenise(corpus: str, tokenizer: str, rounds: str = "3") -> None:
     size = sum(len(text.encode()) for text in texts(corpus)) / 1e6
     taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        runs_of = {
+        runs_of: dict[str, Callable[[], tuple[float, float]]] = {
             "prepare, all of it": lambda: timed(prepared, corpus, tokenizer, Path(folder) / "ours" / "shard"),
             "library, threads": lambda: in_fresh_process(library_threads, corpus, tokenizer, 5000, 1000),
             "library, a process a core": lambda: library_processes(corpus, tokenizer),
@@ -311,7 +314,13 @@ def own_memory() -> float:
 
 
 if __name__ == "__main__":
-    verbs = {"tokenise": tokenise, "dedup": dedup, "memory": memory, "read": read, "open": open_huge}
+    verbs: dict[str, Callable[..., None]] = {
+        "tokenise": tokenise,
+        "dedup": dedup,
+        "memory": memory,
+        "read": read,
+        "open": open_huge,
+    }
     if len(sys.argv) < 3 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     print(f"{time.strftime('%Y-%m-%d')}, {CORES} cores, load {os.getloadavg()[0]:.1f}", flush=True)

@@ -12,7 +12,6 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1
 
 WORKDIR /opt/megatron_sep
-COPY pyproject.toml setup.py README.md ./
 COPY scripts/constraints.txt scripts/
 RUN pip install -c scripts/constraints.txt torch setuptools wheel
 

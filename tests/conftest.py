@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import load_profile
+from support.order import place
 
 from megatron_sep.config.schema import ParallelConfig, RunConfig
 
@@ -15,7 +17,18 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the fused kernels' interpreter, chosen before anything imports Triton
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="all random cases and the whole quickstart, not a share of them"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    load_profile(config.getoption("full"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: place(item.path))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

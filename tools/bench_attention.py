@@ -117,7 +117,7 @@ def milliseconds(run: Callable[[], Any], graph: bool = True, least: float = 60.0
     calls = max(1, min(10, int(4 / max(once, 1e-3))))
     if graph:
         captured = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             run()
@@ -137,7 +137,7 @@ def milliseconds(run: Callable[[], Any], graph: bool = True, least: float = 60.0
 
 
 def _timed(run: Callable[[], Any], times: int) -> list[float]:
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+    events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]  # type: ignore[no-untyped-call]
     run()
     torch.cuda.synchronize()
     events[0].record()
@@ -242,7 +242,7 @@ def environment() -> dict[str, str]:
         "clocks": subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().split("\n")[0],
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "cudnn": str(torch.backends.cudnn.version()),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         "python": sys.version.split()[0],
     }
 

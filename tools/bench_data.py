@@ -18,14 +18,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, TextSourceConfig
-from megatron_sep.config.schema import TokenizerConfig
-from megatron_sep.data.samples import Batches
+from megatron_sep.config.schema import DataConfig, TokenizerConfig
+from megatron_sep.data.open_data import open_samples
+from megatron_sep.data.samples import Samples
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
 from megatron_sep.data.tokenizer import cut_after_newlines
 from megatron_sep.prepare.dedup import near_duplicates, signatures
@@ -105,14 +107,16 @@ def library_processes(corpus: str, tokenizer: str) -> tuple[float, float]:
     return max(clock for clock, _ in seconds), sum(cpu for _, cpu in seconds)
 
 
-def encode_line(line: bytes) -> list[int]:
-    global _library
-    if "_library" not in globals():
-        from tokenizers import Tokenizer
+@cache
+def library(tokenizer: str) -> Any:
+    """One a process."""
+    from tokenizers import Tokenizer
 
-        _library = Tokenizer.from_file(os.environ["BENCH_TOKENIZER"])
-    ids: list[int] = _library.encode(json.loads(line)["text"]).ids
-    return [*ids, 0]
+    return Tokenizer.from_file(tokenizer)
+
+
+def encode_line(line: bytes) -> list[int]:
+    return [*library(os.environ["BENCH_TOKENIZER"]).encode(json.loads(line)["text"]).ids, 0]
 
 
 def line_by_line(corpus: str, tokenizer: str, output: Path) -> None:
@@ -132,7 +136,7 @@ def tokenise(corpus: str, tokenizer: str, rounds: str = "3") -> None:
     size = sum(len(text.encode()) for text in texts(corpus)) / 1e6
     taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        runs_of = {
+        runs_of: dict[str, Callable[[], tuple[float, float]]] = {
             "prepare, all of it": lambda: timed(prepared, corpus, tokenizer, Path(folder) / "ours" / "shard"),
             "library, threads": lambda: in_fresh_process(library_threads, corpus, tokenizer, 5000, 1000),
             "library, a process a core": lambda: library_processes(corpus, tokenizer),
@@ -251,10 +255,14 @@ def memory(corpus: str, tokenizer: str, copies: str = "10") -> None:
             shutil.rmtree(source)
 
 
+def shuffled(prefix: str, seed: int) -> Samples:
+    """All of a shard as samples of 2049 tokens."""
+    data = DataConfig(path=Path(prefix), split=(1, 0, 0), seed=seed)
+    return open_samples(data, "train", 2048, vocab_size=50_304, num_samples=1)
+
+
 def read_many(prefix: str, seed: int, count: int) -> float:
-    data = Batches(
-        Shard.open(Path(prefix)), "train", 2048, seed=seed, shuffle=True, vocab_size=50_304, shares=(1, 0, 0)
-    )
+    data = shuffled(prefix, seed)
     data.take(0, data.num_samples)
     start = time.perf_counter()
     for first in range(0, count, 64):
@@ -294,8 +302,7 @@ def open_one(prefix: str) -> str:
     before, start = own_memory(), time.perf_counter()
     shard = Shard.open(Path(prefix))
     seconds = time.perf_counter() - start
-    data = Batches(shard, "train", 2048, seed=0, shuffle=True, vocab_size=50_304, shares=(1, 0, 0))
-    data.take(0, 64)
+    shuffled(prefix, seed=0).take(0, 64)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"{shard.num_tokens:,} tokens, {len(shard.lengths):,} sequences: opened in {seconds:.2f} s, "
@@ -311,7 +318,13 @@ def own_memory() -> float:
 
 
 if __name__ == "__main__":
-    verbs = {"tokenise": tokenise, "dedup": dedup, "memory": memory, "read": read, "open": open_huge}
+    verbs: dict[str, Callable[..., None]] = {
+        "tokenise": tokenise,
+        "dedup": dedup,
+        "memory": memory,
+        "read": read,
+        "open": open_huge,
+    }
     if len(sys.argv) < 3 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     print(f"{time.strftime('%Y-%m-%d')}, {CORES} cores, load {os.getloadavg()[0]:.1f}", flush=True)

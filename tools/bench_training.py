@@ -64,7 +64,7 @@ def compare(shape: str, options: argparse.Namespace, topology: Topology) -> list
     """Full attention, then SepLLM in every layer, on the same data."""
     batch, length = (int(n) for n in shape.split("x"))
     patterns = {"full": AttentionPattern(), "sep": AttentionPattern(options.window, 4, SEPARATORS)}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"shape": shape, "attention": name, **measure(batch, length, pattern, options, topology)}
         for name, pattern in patterns.items()
     ]
@@ -152,7 +152,7 @@ def profile(step: Any, count: int = 3) -> None:
         for _ in range(count):
             step()
         torch.cuda.synchronize()
-    kernels = [event for event in measured.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in measured.key_averages() if event.device_type.name == "CUDA"]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     print(f"GPU busy {sum(event.self_device_time_total for event in kernels) / 1e3 / count:.1f} ms a step")
     for event in kernels[:24]:

@@ -179,15 +179,15 @@ def mask(row: npt.NDArray[np.int64], config: RunConfig, layer: int) -> npt.NDArr
         for position in range(1, length):
             new = row[position - 1] == end_of_document(config)
             start[position] = position if new else start[position - 1]
-    same = start[:, None] == start[None, :]
+    full: npt.NDArray[np.bool_] = (key <= query) & (start[:, None] == start[None, :])
     if layer in {number % config.model.num_layers for number in attention.full_layers} or attention.window is None:
-        return (key <= query) & same
+        return full
     place = np.arange(length) - start
     kept = (place < attention.sinks) | np.isin(row, separator_ids(config))
     if attention.stride:
         kept |= (place >= attention.sinks) & ((place - attention.sinks + 1) % attention.stride == 0)
-    near = query - key < attention.window
-    return (key <= query) & same & (near | kept[None, :])
+    sparse: npt.NDArray[np.bool_] = full & ((query - key < attention.window) | kept[None, :])
+    return sparse
 
 
 def separator_ids(config: RunConfig) -> list[int]:

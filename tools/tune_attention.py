@@ -85,11 +85,14 @@ class Problem:
         assert index is not None
         common = (self.q, self.k, self.v)
         order = index.sorted_2BG
-        keys = (self.kc, self.vc, plan.reach_BT, index.seen_BT, order, None, plan.window, self.q.shape[2], self.scale)
+        keys = (self.kc, self.vc, plan.reach_BT, index.seen_BT, order)
+        sizes = (plan.window, self.q.shape[2])
         if kernel == "forward":
-            fused.run_forward(*common, *keys, self.o, self.lse, tile)
+            fused.run_forward(*common, *keys, None, *sizes, self.scale, self.o, self.lse, tile)
         elif kernel == "query_gradient":
-            fused.run_query_gradient(*common, *keys, self.o, self.do, self.lse, self.delta, self.dq, tile)
+            fused.run_query_gradient(
+                *common, *keys, None, *sizes, self.scale, self.o, self.do, self.lse, self.delta, self.dq, tile,
+            )  # fmt: skip
         else:
             fused.run_key_gradient(
                 *common, order, self.scale, self.do, self.lse, self.delta, self.dk, self.dv, tile,
@@ -145,7 +148,7 @@ def time_jobs(jobs: list[Job]) -> dict[Job, float]:
 def table(times: dict[Job, float]) -> str:
     """The fastest settings of each class, as source; of two shapes in one class the first decides."""
     gpu = torch.cuda.get_device_name()
-    lines = {}
+    lines: dict[tuple[str, int, str, str], str] = {}
     for shape in dict.fromkeys(job.shape for job in times):
         key = (gpu, fused._padded(shape.size), class_of(shape.length, LENGTHS), class_of(shape.window, WINDOWS))
         best = [

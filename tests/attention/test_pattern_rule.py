@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import random_cases
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
@@ -45,7 +46,7 @@ def defined_mask(pattern: AttentionPattern, ids: torch.Tensor, document: torch.T
     return mask
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@random_cases(2000)
 @given(bound_patterns())
 def test_dense_mask_is_the_definition(case: tuple[AttentionPattern, torch.Tensor, torch.Tensor | None]) -> None:
     """``dense()`` is the definition for every window, landmarks and packing; ``num_visible()`` is its row sums."""
@@ -58,7 +59,7 @@ def test_dense_mask_is_the_definition(case: tuple[AttentionPattern, torch.Tensor
         assert torch.equal(expected, torch.ones_like(expected).tril())
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@random_cases(200)
 @given(bound_patterns(), st.data())
 def test_a_span_of_queries_is_rows_of_the_whole_plan(
     case: tuple[AttentionPattern, torch.Tensor, torch.Tensor | None], data: st.DataObject

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import random_cases
 from tokenizers import Tokenizer
 
 from megatron_sep.attention.separators import PAPER_SEPARATORS, separator_ids
@@ -65,7 +66,7 @@ def test_a_batch_equals_single_texts(tokenizer_path: Path, monkeypatch: pytest.M
 ODD = "aZ éÿɏ0²¼ \t\n\r\x0b\x0c\x1c\x85\xa0.,'-_<|>!“—…€日Å\u0301\u2028\u212b"
 
 
-@settings(max_examples=1500, deadline=None)
+@random_cases(1500)
 @given(st.lists(st.one_of(st.text(ODD, max_size=6), st.sampled_from(["'s", "'ll", "  ", "   ", "<|end|>", " n't"]))))
 def test_word_by_word_is_the_library(parts: list[str]) -> None:
     """Any mixture of odd characters, contractions, runs of blanks and added tokens has the library's own ids."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import random_cases
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern
@@ -14,7 +15,7 @@ from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.slots import Slots
 
 HEADS, KEY_HEADS, SIZE, VOCABULARY, END = 4, 2, 4, 5, 4
-cases = settings(max_examples=2000, deadline=None)
+cases = random_cases(2000)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def test_chunks_are_single_steps(text: Texts, policy: list[LayerPolicy], documen
         assert kept(chunked, row) == kept(stepped, row)
 
 
-@settings(max_examples=300, deadline=None)
+@random_cases(300)
 @given(texts(rows=1, layers=1, longest=20), streaming())
 def test_positions_inside_the_cache(text: Texts, stream: StreamingPattern) -> None:
     """A key turns by its index among the kept tokens, the query by the index behind them."""

@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import random_cases
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
@@ -59,7 +60,7 @@ def streams(draw: st.DrawFn) -> tuple[StreamingPattern, list[int]]:
     return pattern, [int(noise.random() < density) for _ in range(draw(st.integers(0, 60)))]
 
 
-@settings(max_examples=2000, deadline=None)
+@random_cases(2000)
 @given(streams())
 def test_blocks_keep_what_the_paper_says(case: tuple[StreamingPattern, list[int]]) -> None:
     """After every token: the lists' tokens; at most a sinks and s separators, the newest w and c in all, in order."""

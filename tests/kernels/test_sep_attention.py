@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import random_cases
 from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
@@ -50,7 +51,7 @@ def drawn_span(generator: torch.Generator, length: int) -> range:
     return range(a, b + 1)
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@random_cases(2000)
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 40), block=st.sampled_from([1, 4, 16, 32]))
 def test_block_table_is_any_and_all_of_the_dense_mask(seed: int, length: int, block: int) -> None:
     """The block table made from reach alone marks exactly the blocks that the dense mask touches and fills."""

@@ -1,0 +1,21 @@
+"""Which test files start first: one that takes long and starts last keeps all workers but one waiting."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+LONGEST_FIRST = (
+    "test_readme.py",
+    "parallel/test_two_processes.py",
+    "kernels/test_sep_attention_fused.py",
+    "train/test_posttrain.py",
+    "train/test_resume.py",
+    "convert/test_memory.py",
+    "test_cli.py",
+    "train/test_loop.py",
+)
+
+
+def place(file: Path) -> int:
+    """Of a test file in the order; all that are not named share the last place."""
+    name = file.relative_to(TESTS).as_posix()
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)

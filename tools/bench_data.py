@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, TextSourceConfig
-from megatron_sep.config.schema import TokenizerConfig
-from megatron_sep.data.samples import Batches
+from megatron_sep.config.schema import DataConfig, TokenizerConfig
+from megatron_sep.data.open_data import open_samples
+from megatron_sep.data.samples import Samples
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
 from megatron_sep.data.tokenizer import cut_after_newlines
 from megatron_sep.prepare.dedup import near_duplicates, signatures
@@ -251,10 +252,14 @@ def memory(corpus: str, tokenizer: str, copies: str = "10") -> None:
             shutil.rmtree(source)
 
 
+def shuffled(prefix: str, seed: int) -> Samples:
+    """All of a shard as samples of 2049 tokens."""
+    data = DataConfig(path=Path(prefix), split=(1, 0, 0), seed=seed)
+    return open_samples(data, "train", 2048, vocab_size=50_304, num_samples=1)
+
+
 def read_many(prefix: str, seed: int, count: int) -> float:
-    data = Batches(
-        Shard.open(Path(prefix)), "train", 2048, seed=seed, shuffle=True, vocab_size=50_304, shares=(1, 0, 0)
-    )
+    data = shuffled(prefix, seed)
     data.take(0, data.num_samples)
     start = time.perf_counter()
     for first in range(0, count, 64):
@@ -294,8 +299,7 @@ def open_one(prefix: str) -> str:
     before, start = own_memory(), time.perf_counter()
     shard = Shard.open(Path(prefix))
     seconds = time.perf_counter() - start
-    data = Batches(shard, "train", 2048, seed=0, shuffle=True, vocab_size=50_304, shares=(1, 0, 0))
-    data.take(0, 64)
+    shuffled(prefix, seed=0).take(0, 64)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"{shard.num_tokens:,} tokens, {len(shard.lengths):,} sequences: opened in {seconds:.2f} s, "

@@ -183,7 +183,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from megatron_sep.config.load import load
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.data import ledger, prepare, readings, receipt
+from megatron_sep.prepare import ledger, prepare, readings
 
 def fatal(function):
     def call(*args, **kwargs):

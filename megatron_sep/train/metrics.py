@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_sep.config.schema import MetricsConfig
+from megatron_sep.files import written_aside
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Dense bf16 operations per second of one device, from the vendor's data sheets."""
@@ -82,9 +83,9 @@ class JsonLines:
     """One JSON object a line. Lines past ``start``, left by a run that was cut off, are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if line["step"] <= start] if start else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with written_aside(path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
 
     def log(self, step: int, values: Values) -> None:

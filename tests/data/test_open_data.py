@@ -1,6 +1,7 @@
 """Blends, the Pile as published, and GPT-NeoX's order: the expected sample numbers, stated another way."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,27 @@ def test_cutting_and_joining_are_each_other_s_opposite(make_shard: MakeShard, tm
     assert total == report.unknown[0].sha256
     with pytest.raises(ShardError, match="is there already"):
         join(tmp_path / "cut" / "shard", tmp_path / "joined" / "shard")
+
+
+def test_a_set_that_cannot_be_joined_leaves_nothing(
+    make_shard: MakeShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in the middle is an error that names the file; a second try goes through."""
+    from megatron_sep.data import pile
+
+    whole, pieces = make_shard([5, 90, 6]), pile._pieces
+
+    def full(shard: Shard) -> Iterator[bytes]:
+        yield from pieces(shard)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pile, "_pieces", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/joined/shard\.bin'"):
+        join(prefix(whole), tmp_path / "joined" / "shard")
+    assert list((tmp_path / "joined").iterdir()) == []
+    monkeypatch.undo()
+    join(prefix(whole), tmp_path / "joined" / "shard")
+    assert Shard.open(tmp_path / "joined" / "shard").num_tokens == 101
 
 
 def test_a_changed_byte_is_found_by_its_part(make_shard: MakeShard, tmp_path: Path) -> None:

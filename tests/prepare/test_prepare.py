@@ -236,3 +236,4 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer_path: 
             tmp_path / f"killed{suffix}"
         ).read_text("latin-1")
     assert not list(tmp_path.glob("killed.work*"))
+    assert not list(tmp_path.glob(".*"))

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from megatron_sep.config.schema import MetricsConfig
 from megatron_sep.files import written_aside
 
@@ -138,6 +136,8 @@ def read_jsonl(path: Path) -> list[dict[str, float]]:
 
 def peak_flops() -> float | None:
     """bf16 peak of this device, or None where it is not known."""
+    import torch  # here, so that reading a run's numbers loads none
+
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

@@ -2,25 +2,65 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from megatron_sep.errors import SepError
+from megatron_sep.data.extras import needs_extra
+from megatron_sep.errors import SepError, of_the_system
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = """
+Train language models whose attention keeps few tokens (SepLLM), from nothing or from a published checkpoint, and run
+them with a small cache.
 
-pile = typer.Typer(no_args_is_help=True, help="The Pile as it is published: check, join or cut its parts.")
+A YAML file describes a run; configs/runs/ has examples. Words behind its name set single keys, as in
+
+python -m megatron_sep train configs/runs/quickstart.yaml train.steps=400
+"""
+EXIT_CODES = "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 130 interrupted."
+
+
+class Verbs(TyperGroup):
+    """Whatever ends a verb but a fault of this program is one line and an exit code, and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was named."""
+        try:
+            return super().invoke(ctx)
+        except SepError as error:
+            failure = error
+        except OSError as error:
+            found = of_the_system(error)
+            if found is None:
+                raise
+            failure = found
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(f"error: {failure}", err=True)
+        raise typer.Exit(failure.exit_code)
+
+
+app = typer.Typer(
+    cls=Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_CODES
+)
+pile = typer.Typer(no_args_is_help=True, help="Check, join or cut the Pile's parts as they are published.")
 app.add_typer(pile, name="pile")
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
-ShardPrefix = Annotated[Path, typer.Argument(help="path without .idx and .bin", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ... and more files", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="section.key=value ..., and files that go on top of the first", show_default=False),
+]
+PreparePath = Annotated[Path, typer.Argument(help="YAML of what to prepare; docs/data.md has one", show_default=False)]
+Settings = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+ShardPrefix = Annotated[Path, typer.Argument(help="path of the set without .idx and .bin", show_default=False)]
 
 
 @app.command()
 def train(
-    config: ConfigPath,
+    config: RunPath,
     overrides: Overrides = None,
     allow_change: Annotated[
         list[str] | None,
@@ -43,7 +83,7 @@ def train(
 
 
 @app.command()
-def show(config: ConfigPath, overrides: Overrides = None) -> None:
+def show(config: RunPath, overrides: Overrides = None) -> None:
     """Print the resolved configuration, the parameter count and the pattern of each layer."""
     from megatron_sep.config import load_config
     from megatron_sep.config.load import neox_notes
@@ -55,7 +95,7 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+def prepare(config: PreparePath, overrides: Settings = None) -> None:
     """Turn text into a shard of tokens and its manifest, or go on where a killed preparation stopped."""
     from megatron_sep.config.load import load
     from megatron_sep.config.prepare import PrepareConfig
@@ -69,12 +109,15 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def batch(
-    config: ConfigPath,
+    config: RunPath,
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(help="training step, from 1")] = 1,
-    rows: Annotated[list[int] | None, typer.Option("--row", help="sequence of the global batch, from 0")] = None,
-    position: Annotated[int | None, typer.Option(help="show what this token sees")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    rows: Annotated[
+        list[int] | None,
+        typer.Option("--row", help="sequence of the global batch, from 0; may be given again", show_default="0"),
+    ] = None,
+    position: Annotated[int | None, typer.Option(help="show what this token of the sequence sees, from 0")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON in place of coloured text")] = False,
 ) -> None:
     """Show what was in a training step: documents, text, and what each layer's pattern lets a token see."""
     from megatron_sep.config import load_config
@@ -95,7 +138,9 @@ def batch(
 @pile.command()
 def verify(
     prefix: ShardPrefix,
-    checksums: Annotated[Path | None, typer.Option(help="file as `sha256sum` writes it")] = None,
+    checksums: Annotated[
+        Path | None, typer.Option(help="sums to hold the files against, as sha256sum writes them")
+    ] = None,
 ) -> None:
     """Read every file of a set once, and hold it against its checksums and its index."""
     from megatron_sep.data import pile as sets
@@ -106,7 +151,10 @@ def verify(
 
 
 @pile.command()
-def join(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefix of the joined files")]) -> None:
+def join(
+    prefix: ShardPrefix,
+    output: Annotated[Path, typer.Argument(help="path of the joined set without .idx and .bin", show_default=False)],
+) -> None:
     """Write the parts of a set as one file, for other programs; training reads the parts where they lie."""
     from megatron_sep.data import pile as sets
 
@@ -116,8 +164,10 @@ def join(prefix: ShardPrefix, output: Annotated[Path, typer.Argument(help="prefi
 @pile.command()
 def split(
     prefix: ShardPrefix,
-    output: Annotated[Path, typer.Argument(help="prefix of the parts")],
-    part_bytes: Annotated[int, typer.Option(help="size of a part")] = 5_000_000_000,
+    output: Annotated[Path, typer.Argument(help="path of the parts without -00000-of-NNNNN.bin", show_default=False)],
+    part_bytes: Annotated[
+        int, typer.Option(help="bytes of a part; the published ones have the default")
+    ] = 5_000_000_000,
 ) -> None:
     """Cut a joined set into parts, as the Pile is published."""
     from megatron_sep.data import pile as sets
@@ -128,32 +178,45 @@ def split(
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="Hugging Face or GPT-NeoX directory, a checkpoint, or a run's dir")],
-    dst: Annotated[Path, typer.Argument(help="new directory: Hugging Face where SRC is ours, else ours")],
-    config: Annotated[Path | None, typer.Option(help="YAML with the model of SRC; GPT-NeoX's layers need it")] = None,
-    check: Annotated[bool, typer.Option("--check", help="compare the logits of both on the same text")] = False,
+    src: Annotated[
+        Path,
+        typer.Argument(help="Hugging Face or GPT-NeoX directory, a checkpoint, or a run's dir", show_default=False),
+    ],
+    dst: Annotated[
+        Path,
+        typer.Argument(help="new directory: Hugging Face where SRC is ours, else a checkpoint", show_default=False),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of the run that SRC is from; GPT-NeoX's layers need it")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="compare the logits of SRC and DST on the same text afterwards")
+    ] = False,
 ) -> None:
-    """Convert weights: Hugging Face's GPTNeoX and Llama and GPT-NeoX's layers to a checkpoint of ours, and back."""
-    from megatron_sep.convert.convert import convert as make
+    """Turn weights of Hugging Face or GPT-NeoX into a checkpoint to train on, or a checkpoint into Hugging Face's."""
+    with needs_extra("safetensors", "hf"), needs_extra("transformers", "hf"):
+        from megatron_sep.convert.convert import convert as make
 
-    source = make(src, dst, config)
-    typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
-    if check:
-        from megatron_sep.config.schema import ParallelConfig
-        from megatron_sep.parallel.groups import process_groups
+        source = make(src, dst, config)
+        typer.echo(f"wrote {dst}: {source.config.num_layers} layers, vocabulary {source.vocab_size:,}")
+        if check:
+            from megatron_sep.config.schema import ParallelConfig
+            from megatron_sep.parallel.groups import process_groups
 
-        with process_groups(ParallelConfig()) as topology:
-            from megatron_sep.convert.check import differences
+            with process_groups(ParallelConfig()) as topology:
+                from megatron_sep.convert.check import differences
 
-            typer.echo(str(differences(source, dst, topology)))
+                typer.echo(str(differences(source, dst, topology)))
 
 
 @app.command()
 def separators(
-    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json or sentencepiece .model")],
-    text: Annotated[Path | None, typer.Option(help="text to measure them on")] = None,
+    tokenizer: Annotated[
+        Path, typer.Argument(help="Hugging Face's tokenizer.json or a sentencepiece .model", show_default=False)
+    ],
+    text: Annotated[Path | None, typer.Option(help="file of text to measure them on")] = None,
     merged: Annotated[bool, typer.Option("--merged", help='add merged tokens such as ." and newline runs')] = False,
-    add: Annotated[list[int] | None, typer.Option("--id", help="add this token id")] = None,
+    add: Annotated[list[int] | None, typer.Option("--id", help="add this token id; may be given again")] = None,
 ) -> None:
     """List which tokens of a tokenizer are separators and, on a text, how dense they are and what they miss."""
     from megatron_sep.report.separators import describe_separators
@@ -163,25 +226,37 @@ def separators(
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, the dir of a run, or a Hugging Face directory")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a checkpoint, the dir of a run, or a Hugging Face directory", show_default=False)
+    ],
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given again")] = None,
     prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line, all in one batch")] = None,
-    attention: Annotated[Path | None, typer.Option(help="YAML with another pattern than the model's own")] = None,
-    streaming: Annotated[str | None, typer.Option(help="cache of bounded size: a,s,w,c as 4,64,256,800")] = None,
-    positions: Annotated[str, typer.Option(help="of a bounded cache: cache, text or frozen")] = "cache",
-    max_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    seed: int = 0,
+    attention: Annotated[
+        Path | None, typer.Option(help="YAML with another pattern than the model's own; see configs/attention/")
+    ] = None,
+    streaming: Annotated[
+        str | None,
+        typer.Option(help="cache of bounded size: sinks, separators, window and capacity, as 4,64,256,800"),
+    ] = None,
+    positions: Annotated[
+        str,
+        typer.Option(help="of tokens in a bounded cache: cache (their index in it), text, or frozen (as they came in)"),
+    ] = "cache",
+    max_tokens: Annotated[int, typer.Option(help="most tokens to add to a prompt")] = 128,
+    temperature: Annotated[float, typer.Option(help="how freely tokens are drawn; 0 takes the likeliest")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that are this probable together")] = 0.95,
+    seed: Annotated[int, typer.Option(help="of the drawing: the same seed, the same text")] = 0,
 ) -> None:
     """Continue texts with a model whose cache keeps only what its pattern sees."""
-    from megatron_sep.generate.sampler import Sampling
-    from megatron_sep.generate.session import open_session
+    with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
+        from megatron_sep.generate.sampler import Sampling
+        from megatron_sep.generate.session import open_session, read_prompts
 
-    sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
-    session = open_session(checkpoint, attention, streaming, positions)
-    for text in session.shown(session.prompts(prompt or (), prompts), sampling):
+        sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+        texts = read_prompts(prompt or (), prompts)
+        session = open_session(checkpoint, attention, streaming, positions)
+    for text in session.shown(texts, sampling):
         typer.echo(text, nl=False)
         sys.stdout.flush()
     typer.echo(session.cache_lines(), err=True)
@@ -189,8 +264,8 @@ def generate(
 
 @app.command()
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs", show_default=False)],
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("loss.png"),
+    run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs, as dir in their YAML", show_default=False)],
+    out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("loss.png"),
 ) -> None:
     """Draw the train and validation loss of runs."""
     from megatron_sep.report.curves import plot_losses
@@ -201,10 +276,12 @@ def plot(
 
 @app.command()
 def mask(
-    config: ConfigPath,
+    config: RunPath,
     overrides: Overrides = None,
-    text: Annotated[str, typer.Option(help="text to show it on")] = "Cats sleep, dogs run. Birds sing; fish?",
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("mask.png"),
+    text: Annotated[
+        str, typer.Option(help="text to show it on, of at most 300 tokens")
+    ] = "Cats sleep, dogs run. Birds sing; fish?",
+    out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("mask.png"),
 ) -> None:
     """Draw which tokens each token of a text sees, for every kind of layer."""
     from megatron_sep.config import load_config
@@ -215,9 +292,5 @@ def mask(
 
 
 def main() -> None:
-    """Run a verb: a mistake of the user's is one message and exit code 2, a failure of the run one and exit code 1."""
-    try:
-        app()
-    except SepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Run the verb that the command line names, and exit."""
+    app()

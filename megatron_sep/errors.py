@@ -1,5 +1,7 @@
 """What ends a command as one message instead of a traceback; anything else is a fault of this program."""
 
+import errno
+
 
 class SepError(Exception):
     """Base of all errors that are told to the user. The message names the value, the place and the way out."""
@@ -15,3 +17,31 @@ class UserError(SepError, ValueError):
 
 class RunFailure(SepError, RuntimeError):  # noqa: N818
     """What was asked for was right, and failed while it ran: a full disk, a loss that diverged, a dead peer."""
+
+
+def of_the_system(error: OSError) -> SepError | None:
+    """What the operating system says of a path, as a message; None where it names none: a fault of this program."""
+    if error.filename is None or error.errno is None:
+        return None
+    kind, way_out = _WAYS_OUT.get(error.errno, (UserError, "choose another path"))
+    return kind(f"{error.filename}: {error.strerror}; {way_out}")
+
+
+_FULL = (RunFailure, "free space there and start again")
+_FORBIDDEN = (UserError, "choose another path, or let yourself read and write there")
+_IN_THE_WAY = (UserError, "choose another path, or move away what is there")
+_WAYS_OUT: dict[int, tuple[type[SepError], str]] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EIO: (RunFailure, "the disk does not read or write that place; look after it and start again"),
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: (UserError, "choose a path on a disk that can be written to"),
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ENOENT: (UserError, "look for a mistake in the path"),
+    errno.ENOTDIR: (UserError, "a part of the path is a file; choose another path"),
+    errno.EISDIR: (UserError, "a file is needed there; name one"),
+    errno.ENAMETOOLONG: (UserError, "choose a shorter name"),
+}

@@ -16,6 +16,13 @@ from megatron_sep.config.schema import ParallelConfig, RunConfig
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the fused kernels' interpreter, chosen before anything imports Triton
 
+SENTENCES = (
+    "The cat sat, as cats do; the dog barked!",
+    "Is this it?\tYes: it is.\n",
+    "Numbers such as 12, 34 and 5678 stand in lines.\nAnd lines end.\n\n",
+    "Ünïcödé is text too — “quoted”.\n",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -42,6 +49,16 @@ def single_process() -> Iterator[None]:
 
     with process_groups(ParallelConfig(), seed=1):
         yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 400 tokens."""
+    from megatron_sep.data.tokenizer import train_tokenizer
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(SENTENCES * 20, 400, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,46 @@
 """The verbs as a user calls them."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from megatron_sep.cli import app
 from megatron_sep.config import RunConfig, load_config, to_yaml
 
+PROGRAM = [sys.executable, "-m", "megatron_sep"]
+Call = Callable[..., subprocess.CompletedProcess[str]]
 
-def call(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
+
+def call(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "megatron_sep", *words], capture_output=True, text=True, timeout=120, **more
+        [*PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=120, check=False, **more
     )
+
+
+def refused(*words: object) -> str:
+    """The message of a verb that refuses what was asked for: one line, exit code 2, no traceback."""
+    failed = call(*words)
+    assert failed.returncode == 2, failed.stderr
+    assert "Traceback" not in failed.stderr
+    (message,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    return message
+
+
+@pytest.fixture
+def run_yaml(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    """A file with the tiny run, and beside it a file to put in the way."""
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(tiny()))
+    return path
 
 
 def test_importing_the_package_is_light() -> None:
@@ -27,55 +54,184 @@ def test_importing_the_package_is_light() -> None:
     assert torch == "False"
 
 
-def test_show_prints_config_parameters_and_patterns(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_show_prints_config_parameters_and_patterns(run_yaml: Path, tmp_path: Path) -> None:
     """The YAML that `show` prints is the resolved configuration; below it the size and what each layer sees."""
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(tiny()))
-    shown = call("show", str(path), "attention.window=5")
+    shown = call("show", run_yaml, "attention.window=5")
     assert shown.returncode == 0, shown.stderr
     assert "parameters" in shown.stdout
     assert "# layer 0: every earlier token" in shown.stdout
     assert "# layer 1: the last 5 tokens, the first 2, every separator (ids " in shown.stdout
     again = tmp_path / "again.yaml"
     again.write_text(shown.stdout)
-    assert load_config(again) == load_config(path, ["attention.window=5"])
+    assert load_config(again) == load_config(run_yaml, ["attention.window=5"])
 
 
-def test_a_users_mistake_is_a_message_and_not_a_traceback(tmp_path: Path) -> None:
-    """Exit code 2, the mistake and the way out, within two seconds and without loading torch."""
-    path = tmp_path / "run.yaml"
-    path.write_text("dir: x\ntokenizer: {path: t}\ndata: {path: d}\nmodel: {num_layer: 2}\n")
-    failed = call("train", str(path))
+def test_train_generate_and_plot(run_yaml: Path, tmp_path: Path) -> None:
+    """A run from the command line leaves a checkpoint that generates the same text twice, and a picture."""
+    run = tmp_path / "run"
+    trained = call("train", run_yaml)
+    assert trained.returncode == 0, trained.stderr
+    assert "step 8/8  validation loss" in trained.stdout
+    texts = [call("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for _ in range(2)]
+    assert texts[0].returncode == 0, texts[0].stderr
+    assert texts[0].stdout.startswith("alpha is")
+    assert len(texts[0].stdout) > len("alpha is\n")
+    assert texts[0].stdout == texts[1].stdout
+    for verb, words in (("plot", [run]), ("mask", [run_yaml])):
+        picture = tmp_path / "pictures" / f"{verb}.png"
+        drawn = call(verb, *words, "--out", picture)
+        assert (drawn.returncode, drawn.stdout) == (0, f"wrote {picture}\n"), drawn.stderr
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mistake_in_a_configuration_is_a_message() -> None:
+    """All mistakes with the way out, without loading torch."""
+    failed = call("train", "/dev/stdin", input="dir: x\ntokenizer: {path: t}\ndata: {path: d}\nmodel: {num_layer: 2}\n")
     assert failed.returncode == 2
     assert "did you mean model.num_layers?" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
-def test_train_generate_and_plot(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """A run from the command line leaves a checkpoint that generates the same text twice, and a picture."""
-    path = tmp_path / "run.yaml"
-    config = tiny()
-    path.write_text(to_yaml(config))
-    trained = call("train", str(path))
-    assert trained.returncode == 0, trained.stderr
-    assert "step 8/8  validation loss" in trained.stdout
-    texts = [call("generate", str(config.dir), "--prompt", "alpha is", "--max-tokens", "6") for _ in range(2)]
-    assert texts[0].returncode == 0, texts[0].stderr
-    assert texts[0].stdout.startswith("alpha is")
-    assert len(texts[0].stdout) > len("alpha is\n")
-    assert texts[0].stdout == texts[1].stdout
-    picture = tmp_path / "loss.png"
-    assert call("plot", str(config.dir), "--out", str(picture)).returncode == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert call("mask", str(path), "--out", str(picture.with_name("mask.png"))).returncode == 0
-    assert picture.with_name("mask.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (f"train.seed={2**70}", f"train.seed={2**70}: Input should be less than {2**63}"),
+        (f"data.seed={2**32}", f"data.seed={2**32}: Input should be less than {2**32}"),
+        ("optimizer.betas=[1,1]", "optimizer.betas.0=1: Input should be less than 1"),
+        ("optimizer.lr=.inf", "optimizer.lr=inf: Input should be a finite number"),
+        ("parallel.timeout_minutes=1e30", "parallel.timeout_minutes=1e+30"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(run_yaml: Path, setting: str, message: str) -> None:
+    """Before torch or numpy would overflow or divide by 0."""
+    failed = call("train", run_yaml, setting)
+    assert failed.returncode == 2
+    assert f"  {message}" in failed.stderr
+
+
+def test_train_refuses_what_would_fail_later(run_yaml: Path, tmp_path: Path) -> None:
+    """A backend without a backward pass, and a dir that no checkpoint can be written to, before any step."""
+    message = refused("train", run_yaml, "attention.backend=flex")
+    assert "flex" in message
+    assert "backward" in message
+    assert not (tmp_path / "run").exists()
+    assert f"{tmp_path}/file" in refused("train", run_yaml, f"dir={tmp_path}/file/run")
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deep/out", "/proc/none/out"])
+def test_prepare_says_where_it_cannot_write(corpus: Path, tmp_path: Path, place: str) -> None:
+    """Below a file, and where nothing can be written."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "text.txt").write_text("A text.")
+    output = tmp_path / place  # an absolute path stays one
+    config = tmp_path / "prepare.yaml"
+    config.write_text(
+        f"output: {output}\ntokenizer: {{path: {corpus}/tokenizer.json}}\nsources: [{{paths: [{tmp_path}/text.txt]}}]\n"
+    )
+    message = refused("prepare", config)
+    assert str(output.parent) in message or str(tmp_path / "file") in message
+    assert "path" in message.partition(";")[2]
+
+
+def test_plot_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
+    """A run that is not there or has no loss yet, a picture of no known kind, and a place that cannot be written."""
+    assert f"{tmp_path}/none/metrics.jsonl: no such file; name the dir of a run" in refused("plot", tmp_path / "none")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "x": 2}) + "\n")
+    assert "holds no loss" in refused("plot", tmp_path, "--out", tmp_path / "a.png")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 2}) + "\n")
+    assert "ends in .png, .jpg, .svg, .pdf" in refused("plot", tmp_path, "--out", tmp_path / "a.xyz")
+    below = tmp_path / "metrics.jsonl" / "a.png"
+    assert f"{below.parent}: File exists; choose another path" in refused("plot", tmp_path, "--out", below)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_mask_refuses_what_it_cannot_draw(run_yaml: Path, tmp_path: Path) -> None:
+    """A text of nothing or too much, a directory in place of a picture, and a place that cannot be written."""
+    before = sorted(tmp_path.iterdir())
+    assert "--text: has 0 tokens" in refused("mask", run_yaml, "--text", "")
+    assert "the picture is of 1 to 300" in refused("mask", run_yaml, "--text", "alpha " * 400)
+    assert f"--out {tmp_path}: a picture is a file that ends in" in refused("mask", run_yaml, "--out", tmp_path)
+    assert f"{tmp_path}/file: File exists" in refused("mask", run_yaml, "--out", tmp_path / "file" / "a.png")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "show", "prepare", "batch", "pile", "convert", "separators", "generate", "plot", "mask"]
+    ("words", "message"),
+    [
+        (["--prompt", "a", "--temperature", "-1"], "temperature"),
+        (["--prompt", "a", "--streaming", "4,64,256,300"], "must be less than capacity = 300"),
+        ([], "no prompt: pass --prompt TEXT or --prompts FILE"),
+    ],
 )
+def test_generate_refuses_options_before_it_reads_a_model(words: list[str], message: str) -> None:
+    """There is none to read, and the message is of the option all the same."""
+    assert message in refused("generate", "no-such-model", *words)
+
+
+def test_an_interrupt_is_one_line(run_yaml: Path) -> None:
+    """Ctrl-C in the middle of training: exit code 130."""
+    words = [*PROGRAM, "train", str(run_yaml), "train.steps=1000000", "train.eval_every=0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert any("step 1/1000000" in line for line in running.stdout)
+        running.send_signal(signal.SIGINT)
+        errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, errors
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+
+
+def test_an_interrupted_preparation_is_one_line_and_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """Ctrl-C goes to the worker processes too, just as they start: they say nothing, and the work is not lost."""
+    (tmp_path / "text.txt").write_text("A text.")
+    config = tmp_path / "prepare.yaml"
+    config.write_text(
+        f"output: {tmp_path}/out\ntokenizer: {{path: {corpus}/tokenizer.json}}\nworkers: 2\n"
+        f"sources: [{{paths: [{tmp_path}/text.txt]}}]\n"
+    )
+    words = [*PROGRAM, "prepare", str(config)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        while not (tmp_path / "out.work" / "encode.bin").exists():
+            assert running.poll() is None
+        os.killpg(running.pid, signal.SIGINT)
+        errors = running.communicate(timeout=60)[1]
+    assert (running.returncode, errors) == (130, "interrupted\n")
+    assert call("prepare", config).returncode == 0
+
+
+def test_a_reader_that_goes_away_is_no_error(run_yaml: Path) -> None:
+    """`show ... | head` says nothing."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    shown = subprocess.run([*PROGRAM, "show", str(run_yaml)], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert shown.stderr == b""
+
+
+def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every verb by its words, those of groups too."""
+    for word, command in group.commands.items():
+        words = f"{name} {word}".strip()
+        yield from commands(command, words) if hasattr(command, "commands") else [(words, command)]
+
+
+VERBS = dict(commands(typer.main.get_command(app)))
+
+
+def test_without_a_verb_the_verbs_are_shown() -> None:
+    """With what the program is for, the way to set a key, and the exit codes."""
+    shown = call().stdout
+    assert all(verb.split()[0] in shown for verb in VERBS)
+    assert "train.steps=400" in shown
+    assert "Exit codes: 0 done" in shown
+    assert "import" not in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
-    """--help works for each verb and says what it does."""
-    shown = call(verb, "--help")
+    """--help works for each verb and says what it does, and each argument and option has a text of its own."""
+    shown = call(*verb.split(), "--help")
     assert shown.returncode == 0
     assert "Usage" in shown.stdout
+    assert VERBS[verb].help
+    assert [parameter.name for parameter in VERBS[verb].params if not getattr(parameter, "help", None)] == []

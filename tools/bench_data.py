@@ -203,7 +203,7 @@ def compare(sets: list[Any], original: Any) -> None:
         strict = sum(root[a] == root[b] for a, b in near)
         print(f"pairs at 0.87 and above {name}: {len(near)}, with one of them dropped: {found}, same group: {strict}")
     true = np.array([jaccard(n, int(o)) for n, o in enumerate(original) if o >= 0])
-    print(f"dropped: {len(true)}, of true Jaccard below 0.75: {(true < 0.75).sum()}, lowest {true.min():.3f}")
+    print(f"dropped: {len(true)}, of true Jaccard below 0.75: {(true < 0.75).sum()}, lowest {true.min(initial=1):.3f}")
 
 
 @contextmanager

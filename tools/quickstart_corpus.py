@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_sep.data.tokenizer import train_tokenizer
+from megatron_sep.files import written_aside
 from megatron_sep.prepare.prepare import tokenize_files
 
 VOCAB_SIZE = 2048
@@ -56,18 +57,32 @@ def documents() -> Iterator[str]:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     out = Path(sys.argv[1])
-    manifest = out / "corpus.manifest.json"
+    corpus, tokenizer, manifest = out / "corpus.jsonl", out / "tokenizer.json", out / "corpus.manifest.json"
     if manifest.is_file():
         print(f"{manifest}: is there already")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    texts = list(documents())
-    random.Random(0).shuffle(texts)  # the validation split is the last documents
-    (out / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    train_tokenizer(texts, VOCAB_SIZE, out / "tokenizer.json")
-    made = tokenize_files([out / "corpus.jsonl"], out / "tokenizer.json", out / "corpus")
+    texts = shuffled_documents()
+    if not corpus.is_file():  # what a killed run has finished stays: its tokens are of these very files
+        write_corpus(texts, corpus)
+    if not tokenizer.is_file():
+        train_tokenizer(texts, VOCAB_SIZE, tokenizer)
+    made = tokenize_files([corpus], tokenizer, out / "corpus")
     print(f"{out / 'corpus'}: {made['documents']['written']} documents, {made['tokens']:,} tokens")
+
+
+def shuffled_documents() -> list[str]:
+    """In an order in which the last documents, which are the validation split, are like the others."""
+    texts = list(documents())
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def write_corpus(texts: list[str], path: Path) -> None:
+    with written_aside(path) as aside:
+        aside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 if __name__ == "__main__":

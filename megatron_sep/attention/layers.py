@@ -5,6 +5,11 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.errors import UserError
+
+
+class LayerError(UserError):
+    """A layer that the model does not have."""
 
 
 def layer_patterns(
@@ -12,12 +17,12 @@ def layer_patterns(
 ) -> tuple[AttentionPattern, ...]:
     """``pattern`` in every layer but ``full_layers``, which see every earlier token.
 
-    Layers count from 0; a negative index counts from the last layer. Raises ValueError for a layer that is not there.
+    Layers count from 0; a negative index counts from the last layer. Raises LayerError for one that is not there.
     """
     patterns = [pattern] * num_layers
     for layer in full_layers:
         if not -num_layers <= layer < num_layers:
-            raise ValueError(f"full_layers: {layer} is no layer of a model with {num_layers}")
+            raise LayerError(f"attention.full_layers: {layer} is no layer of a model with {num_layers}")
         patterns[layer] = AttentionPattern()
     return tuple(patterns)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_sep.config.schema import NonNegativeInt, PositiveInt, Section, TokenizerConfig
+from megatron_sep.config.schema import PositiveInt, Section, Seed, TokenizerConfig
 
 
 class TextSourceConfig(Section):
@@ -68,6 +68,6 @@ class PrepareConfig(Section):
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     shuffle: bool = False
     """Write the documents in an order drawn from the seed, so that each split has some of every source."""
-    seed: NonNegativeInt = 1234
+    seed: Seed = 1234
     workers: PositiveInt | None = None
     """Processes; null: one a core. The result does not depend on it."""

@@ -10,10 +10,14 @@ from megatron_sep.config.engines import ENGINES
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class RotaryScalingConfig(Section):
@@ -212,7 +216,8 @@ class DataConfig(Section):
     GPT-NeoX, with the documents and then the samples shuffled by numpy from the seed."""
     shuffle: bool = True
     """False: samples in the order of the shard."""
-    seed: NonNegativeInt = 1234
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1234
+    """Numpy's generators, which `order: neox` uses, take no larger one."""
     cache: Path | None = None
     """Folder for the index of `order: neox`, 16 bytes a document and 4 a sample; null: it is kept in memory."""
 
@@ -242,7 +247,7 @@ class OptimizerConfig(Section):
 
     lr: Annotated[float, Field(gt=0)] = 6e-4
     min_lr: Annotated[float, Field(ge=0)] = 6e-5
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0)] = 1.0
@@ -279,7 +284,8 @@ class TrainConfig(Section):
     """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     loss_scale: LossScaleConfig = LossScaleConfig()
-    seed: NonNegativeInt = 1234
+    seed: Seed = 1234
+    """Of initial weights and dropout."""
     recompute: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -306,7 +312,8 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
-    timeout_minutes: PositiveInt = 10
+    timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10
+    """How long a process waits for the others before the job ends; a year at most."""
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> Self:

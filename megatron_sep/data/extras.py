@@ -1,4 +1,4 @@
-"""Libraries of the ``data`` and ``sentencepiece`` extras: an import that fails says what to install."""
+"""Libraries of the extras: an import that fails says what to install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,10 @@ class MissingLibraryError(UserError, ImportError):
 
 @contextmanager
 def needs_extra(library: str, extra: str) -> Iterator[None]:
-    """Turn a failed import inside the block into an error that names the extra."""
+    """Where ``library`` cannot be found inside the block, raise MissingLibraryError, naming the extra."""
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != library:
+            raise
         raise MissingLibraryError(f"{library} is not installed; pip install megatron_sep[{extra}]") from error

@@ -2,11 +2,10 @@
 
 All epochs that the run needs form one list of documents, which ``numpy.random.RandomState(seed)`` shuffles; sample k is
 ``T + 1`` tokens from token ``k T`` of the documents in that order; then the same generator shuffles the samples of all
-epochs together. Unlike the order of ``batches.py`` it depends on the number of samples of the run, through the epochs.
+epochs together. Unlike the orders of ``samples.py`` it depends on the number of samples of the run, through the epochs.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from megatron_sep.data.samples import Ids, Span, spans_in
 from megatron_sep.data.shards import Shard
+from megatron_sep.files import written_aside
 
 
 def num_epochs(tokens_per_epoch: int, sequence_length: int, num_samples: int) -> int:
@@ -95,10 +95,7 @@ def _build(
 
 
 def _save(paths: list[Path], arrays: tuple[npt.NDArray[Any], ...]) -> None:
-    """Each aside and then renamed: several ranks may write the same files at once."""
+    """Several ranks may write the same files at once."""
     for path, array in zip(paths, arrays, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
+        with written_aside(path) as aside, aside.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-        aside.replace(path)

@@ -10,12 +10,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sep.data.shards import Shard, ShardError, bin_path, idx_path
-from megatron_sep.files import sha256
+from megatron_sep.files import sha256, written_aside
 
 PART_BYTES = 5_000_000_000
 JOINED = {
@@ -104,13 +103,12 @@ def join(prefix: Path, output: Path) -> str:
     shard = Shard.open(prefix)
     _room(output, _size(shard))
     digest = hashlib.sha256()
-    with _aside(bin_path(output)) as path, path.open("wb") as file:
-        for piece in _pieces(shard):
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    _copy_index(shard, output)
+    with written_aside(idx_path(output)) as index, written_aside(bin_path(output)) as tokens:
+        shutil.copyfile(shard.index_path, index)
+        with tokens.open("wb") as file:
+            for piece in _pieces(shard):
+                digest.update(piece)
+                file.write(piece)
     return digest.hexdigest()
 
 
@@ -132,18 +130,18 @@ def split(prefix: Path, output: Path, part_bytes: int = PART_BYTES) -> list[Path
     lines = []
     for part in parts:
         digest, left = hashlib.sha256(), part_bytes
-        with _aside(part) as path, path.open("wb") as file:
+        with written_aside(part) as aside, aside.open("wb") as file:
             while left and (data := rest or next(pieces, b"")):
                 piece, rest = data[:left], data[left:]
                 digest.update(piece)
                 file.write(piece)
                 left -= len(piece)
-            file.flush()
-            os.fsync(file.fileno())
         lines.append(f"{digest.hexdigest()}  {part.name}\n")
-    _copy_index(shard, output)
+    with written_aside(idx_path(output)) as index:
+        shutil.copyfile(shard.index_path, index)
     lines.append(f"{sha256(idx_path(output))}  {idx_path(output).name}\n")
-    output.with_name(output.name + ".sha256").write_text("".join(lines))
+    with written_aside(output.with_name(output.name + ".sha256")) as sums:
+        sums.write_text("".join(lines))
     return parts
 
 
@@ -181,12 +179,6 @@ def _size(shard: Shard) -> int:
     return sum(path.stat().st_size for path in shard.bin_paths)
 
 
-def _copy_index(shard: Shard, output: Path) -> None:
-    if shard.index_path.resolve() != idx_path(output).resolve():
-        with _aside(idx_path(output)) as path:
-            shutil.copyfile(shard.index_path, path)
-
-
 def _room(output: Path, size: int) -> None:
     """The folder of the output, with room for it. Raises ShardError."""
     if bin_path(output).exists():
@@ -195,15 +187,3 @@ def _room(output: Path, size: int) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < size:
         raise ShardError(f"{output.parent}: {free / 1e9:.1f} GB are free, the tokens take {size / 1e9:.1f} GB")
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which gets its name when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()

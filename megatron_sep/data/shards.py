@@ -10,16 +10,16 @@ the bytes equal to its.
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_sep.errors import UserError
+from megatron_sep.files import written_aside
 
 Tokens = npt.NDArray[Any]
 
@@ -59,80 +59,27 @@ def idx_path(prefix: Path) -> Path:
 def write_shards(prefix: Path, documents: Iterable[Sequence[int] | Tokens], vocab_size: int) -> "Shard":
     """Write one sequence a document to PREFIX.bin and PREFIX.idx, aside and then renamed, and open it.
 
-    Raises ShardError, naming the document, for a token id that the vocabulary does not have; then nothing is left.
+    The index gets its name last, and one that is there goes first: a killed run never leaves the index of one shard
+    beside the tokens of another. Raises ShardError, naming the document, for a token id that the vocabulary does not
+    have; then nothing has changed.
     """
-    with ShardWriter(prefix, vocab_size) as writer:
-        for document in documents:
-            writer.add(document)
+    dtype, lengths = token_dtype(vocab_size), array("i")
+    with written_aside(idx_path(prefix)) as index, written_aside(bin_path(prefix)) as tokens:
+        with tokens.open("wb") as file:
+            for number, document in enumerate(documents):
+                ids = np.asarray(document)
+                _check_ids(ids, vocab_size, f"{bin_path(prefix)}: document {number}")
+                file.write(ids.astype(dtype).tobytes())
+                lengths.append(ids.size)
+        write_index(index, np.asarray(lengths, np.int32), dtype)
+        idx_path(prefix).unlink(missing_ok=True)
     return Shard.open(prefix)
 
 
-class ShardWriter:
-    """Appends documents to a shard that appears under its name when the block ends without an error."""
-
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
-        self.prefix, self.vocab_size, self.dtype = prefix, vocab_size, token_dtype(vocab_size)
-        self.lengths = GrowingArray(np.int32)
-        self._aside = [path.with_name(f".{path.name}.partial") for path in (bin_path(prefix), idx_path(prefix))]
-
-    def __enter__(self) -> Self:
-        self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = self._aside[0].open("wb")
-        return self
-
-    def add(self, document: Sequence[int] | Tokens) -> None:
-        tokens = np.asarray(document)
-        if tokens.size:
-            outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
-            if outside.size:
-                raise ShardError(
-                    f"{bin_path(self.prefix)}: document {len(self.lengths)} has token id {outside[0]}, "
-                    f"the vocabulary has {self.vocab_size}"
-                )
-        self.append(tokens.astype(self.dtype).tobytes(), np.array([tokens.size]))
-
-    def append(self, data: bytes, lengths: npt.NDArray[Any]) -> None:
-        """Add documents that are already in the dtype of the shard: their bytes and each one's number of tokens."""
-        self._bin.write(data)
-        self.lengths.extend(lengths)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._bin:
-            if kind is None:
-                self._bin.flush()
-                os.fsync(self._bin.fileno())
-        if kind is None:
-            write_index(self._aside[1], self.lengths.array, self.dtype)
-            for aside, path in zip(self._aside, (bin_path(self.prefix), idx_path(self.prefix)), strict=True):
-                aside.replace(path)
-        for aside in self._aside:
-            with suppress(FileNotFoundError):
-                aside.unlink()
-
-
-class GrowingArray:
-    """A numpy array that grows by doubling: 4 bytes a document where a list of integers takes 36."""
-
-    def __init__(self, dtype: type[np.integer[Any]]) -> None:
-        self._data, self._size = np.empty(1024, dtype), 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        end = self._size + len(values)
-        if end > len(self._data):
-            grown = np.empty(max(end, 2 * len(self._data)), self._data.dtype)
-            grown[: self._size] = self._data[: self._size]
-            self._data = grown
-        self._data[self._size : end] = values
-        self._size = end
-
-    @property
-    def array(self) -> npt.NDArray[Any]:
-        return self._data[: self._size]
+def _check_ids(ids: Tokens, vocab_size: int, place: str) -> None:
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        raise ShardError(f"{place} has token id {outside[0]}, the vocabulary has {vocab_size}")
 
 
 def write_index(path: Path, lengths: npt.NDArray[np.int32], dtype: type[np.integer[Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.data.word_table import WordTable
 from megatron_sep.errors import UserError
+from megatron_sep.files import written_aside
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
 PIECE_CHARS = 5_000
@@ -161,8 +162,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> Tokeni
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    library.save(str(path))
+    with written_aside(path) as aside:
+        library.save(str(aside))
     return load_tokenizer(path)
 
 

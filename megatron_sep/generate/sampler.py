@@ -1,5 +1,6 @@
 """Text from a model, one token at a time, for a batch of prompts."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -29,9 +30,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+        drawn = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
+        if not (drawn and self.max_tokens >= 1 and 0 <= self.seed < 2**63):
             raise SamplingError(
-                f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1"
+                f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1, "
+                "seed is in [0, 2^63)"
             )
 
 

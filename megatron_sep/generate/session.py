@@ -1,12 +1,11 @@
 """What `generate` runs: a loaded model under a pattern, and prompts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.config.load import read_tree
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.errors import UserError
 from megatron_sep.generate.attach import Attachment, attach
@@ -26,14 +25,6 @@ class Session:
 
     loaded: Loaded
     attachment: Attachment
-
-    def prompts(self, given: Sequence[str], file: Path | None) -> list[str]:
-        """Those of the command line and, one a line, those of a file. Raises SessionError where there are none."""
-        lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
-        found = [*given, *(line for line in lines if line.strip())]
-        if not found:
-            raise SessionError("no prompt: pass --prompt TEXT or --prompts FILE")
-        return found
 
     def shown(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[str]:
         """Prompts with their continuations: one in pieces as they come, several one below the other."""
@@ -59,22 +50,44 @@ class Session:
         return lines
 
 
+def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """Those of the command line and, one a line, those of a file. Raises SessionError where there are none."""
+    try:
+        lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SessionError(f"--prompts {file}: cannot be read: {error}") from error
+    found = [*given, *(line for line in lines if line.strip())]
+    if not found:
+        raise SessionError("no prompt: pass --prompt TEXT or --prompts FILE")
+    return found
+
+
 def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str) -> Session:
     """Open a model under its own pattern, that of a YAML file, or with a cache of bounded size ``a,s,w,c``.
 
-    Raises SessionError for options that do not go together, and what opening the model raises.
+    Raises SessionError for options that do not go together, before the model is read, and what opening it raises.
     """
+    asked = None if attention is None else _attention(attention)
+    bounded = _bounded(streaming, positions)
     loaded = load(path, current_device())
-    config = loaded.attention if attention is None else _attention(attention)
-    rules = loaded.rules(config)
-    if streaming is None:
+    rules = loaded.rules(asked or loaded.attention)
+    if bounded is None:
         return Session(loaded, attach(loaded.model, list(rules.patterns), document_end=rules.document_end))
     ids = rules.separators.separator_ids or loaded.rules(_default_separators()).separators.separator_ids
+    policy = replace(bounded, separator_ids=ids)
+    return Session(loaded, attach(loaded.model, policy, document_end=rules.document_end))
+
+
+def _bounded(streaming: str | None, positions: str) -> StreamingPattern | None:
+    """The sizes of ``--streaming``, without separators yet; None where it is not given. Raises SessionError."""
+    if streaming is None:
+        if positions != "cache":
+            raise SessionError(f"--positions {positions}: is of a cache of bounded size; pass --streaming a,s,w,c too")
+        return None
     try:
-        policy = StreamingPattern(*_sizes(streaming), ids, positions)  # type: ignore[arg-type]
+        return StreamingPattern(*_sizes(streaming), positions=positions)  # type: ignore[arg-type]
     except ValueError as error:
         raise SessionError(f"--streaming {streaming}: {error}") from error
-    return Session(loaded, attach(loaded.model, policy, document_end=rules.document_end))
 
 
 def _default_separators() -> AttentionConfig:
@@ -82,8 +95,8 @@ def _default_separators() -> AttentionConfig:
 
 
 def _attention(path: Path) -> AttentionConfig:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or not isinstance(tree.get("attention"), dict):
+    tree = read_tree(path)
+    if not isinstance(tree.get("attention"), dict):
         raise SessionError(f"{path}: has no section `attention`; configs/attention/ has examples")
     try:
         return AttentionConfig.model_validate(tree["attention"])

@@ -8,6 +8,7 @@ does not drop its far end.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +89,8 @@ def _shared_buckets(
     member, bucket = np.concatenate(members), np.concatenate(buckets)
     order = np.argsort(member, kind="stable")
     member, bucket = member[order], bucket[order]
-    starts = np.flatnonzero(np.diff(member, prepend=-1))
-    for start, end in zip(starts, np.append(starts[1:], len(member)), strict=True):
+    bounds = np.append(np.flatnonzero(np.diff(member, prepend=-1)), len(member)).tolist()
+    for start, end in pairwise(bounds):
         yield int(member[start]), bucket[start:end].tolist()
 
 

@@ -6,6 +6,7 @@ depends on the settings and the text alone, so a killed run goes on and ends wit
 """
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -124,7 +125,7 @@ class _Pool:
         waiting: deque[tuple[Any, Future[Any]]] = deque()
         try:
             for item in items:
-                waiting.append((item, self._executor.submit(function, item)))
+                waiting.append((item, self._submit(function, item)))
                 if len(waiting) > self.size + 2:
                     item, future = waiting.popleft()
                     yield item, future.result()
@@ -136,6 +137,14 @@ class _Pool:
                 "a worker process was killed, as by a machine without free memory; run again to go on where it "
                 "stopped, with fewer workers if it happens twice"
             ) from error
+
+    def _submit(self, function: Callable[[Any], Any], item: Any) -> Future[Any]:
+        """Ctrl-C, which a terminal sends to every process, is for the first one alone: those it starts never see it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return self._executor.submit(function, item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _scan(config: PrepareConfig, plan: list[Reading], pool: _Pool, folder: Path) -> "_Drops | None":

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.data.shards import bin_path, idx_path
 from megatron_sep.errors import UserError
-from megatron_sep.files import sha256, write_json
+from megatron_sep.files import remove, sha256, write_json, written_aside
 from megatron_sep.prepare.readings import Reading, expand
 
 Manifest = dict[str, Any]
@@ -150,12 +150,12 @@ def publish(output: Path, folder: Path) -> Manifest:
     for name, path in made_files(output).items():
         if (folder / name).exists():
             (folder / name).replace(path)
-    shutil.copyfile(folder / "manifest.json", folder / "manifest.copy")
-    (folder / "manifest.copy").replace(manifest_path(output))
+    with written_aside(manifest_path(output)) as aside:
+        shutil.copyfile(folder / "manifest.json", aside)
     waste = folder.with_name(folder.name + ".done")  # half a work folder must never be taken for work in progress
-    shutil.rmtree(waste, ignore_errors=True)
+    remove(waste)
     folder.replace(waste)
-    shutil.rmtree(waste)
+    remove(waste)
     manifest: Manifest = json.loads(manifest_path(output).read_text())
     return manifest
 

@@ -61,8 +61,8 @@ class Document:
     line: int
 
 
-class BadRecordError(ValueError):
-    """Why a record is no document."""
+class BadRecordError(UserError):
+    """Why a record is no document; ``admit`` counts it, or makes a TextError of it."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}{f': {detail}' if detail else ''}")

@@ -9,30 +9,32 @@ from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
 from megatron_sep.config import RunConfig
 from megatron_sep.data.resolved import resolve
 from megatron_sep.report.describe import in_words
+from megatron_sep.report.picture import PictureError, check_format, pyplot, save
 
+MOST_TOKENS = 300
 HIDDEN, WINDOW, LANDMARK = "#f2f2f2", "#4c78a8", "#f58518"
 
 
-def plot_masks(config: RunConfig, text: str, png: Path) -> None:
-    """One panel for each pattern of the model: rows are queries, columns keys, landmarks in a colour of their own."""
-    import matplotlib as mpl
+def plot_masks(config: RunConfig, text: str, path: Path) -> None:
+    """One panel for each pattern of the model: rows are queries, columns keys, landmarks in a colour of their own.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    Raises PictureError for another suffix than a picture's and for a text of no tokens or too many.
+    """
+    check_format(path)
     resolved = resolve(config.tokenizer, config.model, config.attention)
     tokenizer, rules = resolved.tokenizer, resolved.rules
     ids = tokenizer.encode(text)
+    if not 0 < len(ids) <= MOST_TOKENS:
+        raise PictureError(f"--text: has {len(ids)} tokens; the picture is of 1 to {MOST_TOKENS}, a row each")
     labels = [tokenizer.decode([i]).replace("\n", "\\n").replace("\t", "\\t").replace(" ", "␣") for i in ids]
     panels = dict(zip(rules.patterns, rules.plans(torch.tensor([ids])), strict=True))
     side = 1.5 + 0.22 * len(ids)
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         1, len(panels), figsize=(side * len(panels), side), layout="constrained", squeeze=False
     )
     for axis, (pattern, plan) in zip(axes[0], panels.items(), strict=True):
         _draw(axis, plan, labels, _title(rules.patterns, pattern))
-    figure.savefig(png, dpi=130, bbox_inches="tight")
-    pyplot.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def _title(patterns: tuple[AttentionPattern, ...], pattern: AttentionPattern) -> str:

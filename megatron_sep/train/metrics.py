@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.config.schema import MetricsConfig
+from megatron_sep.files import written_aside
 
 Values = Mapping[str, float]
 
@@ -77,9 +78,9 @@ class JsonLines:
     """One JSON object a line. Lines past ``start``, left by a run that was cut off, are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if line["step"] <= start] if start else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with written_aside(path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
 
     def log(self, step: int, values: Values) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sep.data.extras import MissingLibraryError
+from megatron_sep.data.extras import MissingLibraryError, needs_extra
 from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.prepare.dedup import signatures
 from megatron_sep.prepare.shingles import runs
@@ -27,3 +27,11 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
             MissingLibraryError, match=rf"{library} is not installed; pip install megatron_sep\[{extra}\]"
         ):
             use()
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'x'"), ModuleNotFoundError("y", name="rensa_y")])
+def test_another_failed_import_is_not_blamed_on_the_library(error: ImportError) -> None:
+    """A fault inside a library that is there, or of another module, stays what it is."""
+    with pytest.raises(ImportError) as raised, needs_extra("rensa", "data"):
+        raise error
+    assert raised.value is error

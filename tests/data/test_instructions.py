@@ -39,38 +39,53 @@ def opened(path: Path, tokenizer: Tokenizer, shuffle: bool = False, **settings: 
 def test_every_example_stands_once_and_whole_in_a_row(path: Path, tokenizer: Tokenizer) -> None:
     """The rows, cut at the end-of-document token, are the examples in their order; the rest of a row is filling."""
     samples = opened(path, tokenizer)
-    rows = samples.take(0, samples.num_samples)
+    rows = samples.take(0, samples.num_samples).ids
     text = tokenizer.decode(rows[rows != tokenizer.eod_id].tolist())
     assert text == "".join(f"{e['prompt']}\n{e['response']}" for e in EXAMPLES)
     assert int((rows[:, 0] == tokenizer.eod_id).sum()) == 0
 
 
 def test_the_loss_counts_the_responses_and_their_ends(path: Path, tokenizer: Tokenizer) -> None:
-    """What the mask marks is each response and one end-of-document token, and nothing else."""
+    """Weight has each response with one end-of-document token, all the same, and nothing else has any."""
     samples = opened(path, tokenizer, shuffle=True)
-    rows, learnt = samples.take(0, samples.num_samples), samples.loss_mask(0, samples.num_samples)
-    marked = tokenizer.decode(rows[learnt].tolist())
+    ids, weights = samples.take(0, samples.num_samples)
+    assert weights is not None
+    marked = tokenizer.decode(ids[weights > 0].tolist())
     assert sorted(marked.split("<|endoftext|>")[:-1]) == sorted(example["response"] for example in EXAMPLES)
+    assert np.unique(weights).tolist() == [0, pytest.approx(weights.max())]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_labels_of_a_whole_batch_mean_1(size: int, path: Path, tokenizer: Tokenizer) -> None:
+    """However a global batch is cut among ranks and micro-batches, its weights are those of one taking."""
+    samples = opened(path, tokenizer, shuffle=True)
+    whole = samples.take(4, 4).weights
+    assert whole is not None
+    assert whole[:, 1:].mean() == pytest.approx(1)
+    parts = [samples.take(first, size, range(4, 8)).weights for first in range(4, 8, size)]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_the_order_depends_on_the_seed_and_the_number_alone(path: Path, tokenizer: Tokenizer) -> None:
     """Rows taken one at a time are those taken together, in the second epoch too."""
     samples = opened(path, tokenizer, shuffle=True)
     count = samples.num_samples + 3
-    together = samples.take(0, count)
-    assert all(np.array_equal(together[i], samples.sample(i)) for i in range(count))
-    assert not np.array_equal(together, opened(path, tokenizer).take(0, count))
+    together = samples.take(0, count).ids
+    assert all(np.array_equal(together[i : i + 1], samples.take(i, 1).ids) for i in range(count))
+    assert not np.array_equal(together, opened(path, tokenizer).take(0, count).ids)
 
 
 def test_validation_is_the_end_of_the_file(path: Path, tokenizer: Tokenizer) -> None:
     """The splits share no example and hold all of them."""
     config = InstructionsConfig(path=path, valid=0.25)
     train, valid = (instructions_of(config, split, 64, tokenizer, 1, True) for split in ("train", "valid"))
-    counts = [
-        int((s.take(0, s.num_samples)[s.loss_mask(0, s.num_samples)] == tokenizer.eod_id).sum()) for s in (train, valid)
-    ]
+    counts = []
+    for samples in (train, valid):
+        ids, weights = samples.take(0, samples.num_samples)
+        assert weights is not None
+        counts.append(int((ids[weights > 0] == tokenizer.eod_id).sum()))
     assert counts == [30, 10]
-    assert "?\n" in tokenizer.decode(valid.take(0, 1)[0].tolist())
+    assert "?\n" in tokenizer.decode(valid.take(0, 1).ids[0].tolist())
 
 
 @pytest.mark.parametrize(
@@ -115,6 +130,6 @@ def test_prompts_give_no_gradient_and_the_loss_is_one_mean(tiny: Callable[..., R
     (batch,) = batches
     with torch.no_grad():
         each = run.engine._module(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT)
-    learnt = torch.from_numpy(run.train_data.samples.loss_mask(0, 8))[:, 1:]
+    learnt = torch.from_numpy(run.train_data.samples.take(0, 8).weights)[:, 1:] > 0
     assert losses[0] == pytest.approx(float(each[learnt].mean()), rel=1e-5)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

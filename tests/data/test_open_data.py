@@ -1,6 +1,7 @@
 """Blends, the Pile as published, and GPT-NeoX's order: the expected sample numbers, stated another way."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_blend_reads_each_source_in_its_own_order(make_shard: MakeShard) -> No
     blend = samples(
         blend=(ShardConfig(path=prefix(one), weight=3), ShardConfig(path=prefix(two), weight=1)), shuffle=False
     )
-    rows = blend.take(0, 400)
+    rows = blend.take(0, 400).ids
     first = rows[rows[:, 0] < 1000][:, 0] // 7
     second = (rows[rows[:, 0] >= 1000][:, 0] - 1000) // 7
     assert first.tolist() == [i % 14 for i in range(300)]
@@ -62,13 +63,13 @@ def test_a_blend_is_the_same_on_any_ranks_and_after_any_resume(make_shard: MakeS
     """Reading 4 x 3 samples a step, or one at a time from anywhere, gives the rows of one reading."""
     shards = (make_shard([300], "one"), make_shard([500], "two", first=10_000))
     section = {"blend": tuple(ShardConfig(path=prefix(s), weight=w) for s, w in zip(shards, (0.3, 0.7), strict=True))}
-    whole = samples(**section).take(0, 120)
-    by_rank = [samples(**section).take(12 * step + 3 * rank, 3) for step in range(10) for rank in range(4)]
+    whole = samples(**section).take(0, 120).ids
+    by_rank = [samples(**section).take(12 * step + 3 * rank, 3).ids for step in range(10) for rank in range(4)]
     assert np.array_equal(np.concatenate(by_rank), whole)
     again = samples(**section)
-    assert all(np.array_equal(again.sample(i), whole[i]) for i in (0, 17, 60, 119))
-    far = samples(**section).take(PERIOD - 2, 4)
-    assert np.array_equal(far[2:], samples(**section).take(PERIOD, 2))
+    assert all(np.array_equal(again.take(i, 1).ids[0], whole[i]) for i in (0, 17, 60, 119))
+    far = samples(**section).take(PERIOD - 2, 4).ids
+    assert np.array_equal(far[2:], samples(**section).take(PERIOD, 2).ids)
 
 
 def test_pythias_order_is_the_sequences_in_order(make_shard: MakeShard) -> None:
@@ -77,7 +78,7 @@ def test_pythias_order_is_the_sequences_in_order(make_shard: MakeShard) -> None:
     data = samples(path=prefix(shard), order="sequences", shuffle=False)
     assert data.num_samples == 20
     for k in range(5):
-        assert data.take(4 * k, 4).tolist() == [shard.document(i).tolist() for i in range(4 * k, 4 * k + 4)]
+        assert data.take(4 * k, 4).ids.tolist() == [shard.document(i).tolist() for i in range(4 * k, 4 * k + 4)]
     with pytest.raises(DataError, match=r"sequences of sequence_length \+ 1 = 9 tokens; the first has 8"):
         samples(path=prefix(shard), order="sequences", shuffle=False, length=8)
 
@@ -105,7 +106,7 @@ def test_the_neox_order_is_gpt_neox_s(make_shard: MakeShard, tmp_path: Path, num
     section = {"path": prefix(make_shard(lengths)), "order": "neox"}
     for extra in ({}, {"cache": tmp_path / "cache"}, {"cache": tmp_path / "cache"}):
         data = samples(num_samples, **section, **extra)
-        assert data.take(0, len(wanted)).tolist() == wanted
+        assert data.take(0, len(wanted)).ids.tolist() == wanted
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
@@ -123,7 +124,7 @@ def test_the_neox_cut_is_that_of_megatron_core(make_shard: MakeShard) -> None:
     generator.shuffle(order)
     starts = np.cumsum([0, *lengths])
     wanted = [starts[documents[index[k][0]]] + index[k][1] for k in order]
-    firsts = data.take(0, len(order))[:, 0]
+    firsts = data.take(0, len(order)).ids[:, 0]
     lasts = np.cumsum(lengths) - 1  # a sample that begins at the end of a document may be told as the next one's start
     assert all(a == b or b - 1 in lasts for a, b in zip(firsts, wanted, strict=True))
     assert (firsts == wanted).mean() > 0.8
@@ -134,7 +135,7 @@ def test_validation_is_read_in_order(make_shard: MakeShard) -> None:
     path = prefix(make_shard([10] * 40))
     for section in ({}, {"order": "neox"}):
         data = DataConfig(path=path, split=(0.5, 0.5, 0), **section)
-        assert open_samples(data, "valid", 7, 50_000, 1).take(0, 3)[:, 0].tolist() == [200, 207, 214]
+        assert open_samples(data, "valid", 7, 50_000, 1).take(0, 3).ids[:, 0].tolist() == [200, 207, 214]
 
 
 def test_a_data_section_names_one_source() -> None:
@@ -160,6 +161,27 @@ def test_cutting_and_joining_are_each_other_s_opposite(make_shard: MakeShard, tm
     assert total == report.unknown[0].sha256
     with pytest.raises(ShardError, match="is there already"):
         join(tmp_path / "cut" / "shard", tmp_path / "joined" / "shard")
+
+
+def test_a_set_that_cannot_be_joined_leaves_nothing(
+    make_shard: MakeShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in the middle is an error that names the file; a second try goes through."""
+    from megatron_sep.data import pile
+
+    whole, pieces = make_shard([5, 90, 6]), pile._pieces
+
+    def full(shard: Shard) -> Iterator[bytes]:
+        yield from pieces(shard)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pile, "_pieces", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/joined/shard\.bin'"):
+        join(prefix(whole), tmp_path / "joined" / "shard")
+    assert list((tmp_path / "joined").iterdir()) == []
+    monkeypatch.undo()
+    join(prefix(whole), tmp_path / "joined" / "shard")
+    assert Shard.open(tmp_path / "joined" / "shard").num_tokens == 101
 
 
 def test_a_changed_byte_is_found_by_its_part(make_shard: MakeShard, tmp_path: Path) -> None:
@@ -210,4 +232,4 @@ def test_a_blend_of_one_source_is_that_source(make_shard: MakeShard) -> None:
     shard = make_shard([101])
     blend = samples(blend=(ShardConfig(path=prefix(shard)),))
     assert isinstance(blend, Blend)
-    assert np.array_equal(blend.take(0, 30), samples(path=prefix(shard)).take(0, 30))
+    assert np.array_equal(blend.take(0, 30).ids, samples(path=prefix(shard)).take(0, 30).ids)

@@ -7,15 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_sep.config.schema import DataConfig
+from megatron_sep.data.open_data import open_samples
 from megatron_sep.data.permutation import Permutation
-from megatron_sep.data.samples import Batches, DataError, split_documents
+from megatron_sep.data.samples import DataError, Samples, Split, split_documents
 from megatron_sep.data.shards import Shard
 
 MakeShard = Callable[..., Shard]
 
 
-def batches(shard: Shard, seed: int = 1, shuffle: bool = True, length: int = 7) -> Batches:
-    return Batches(shard, "train", length, seed=seed, shuffle=shuffle, vocab_size=50_000, shares=(1, 0, 0))
+def samples(
+    shard: Shard, seed: int = 1, shuffle: bool = True, split: Split = "train", vocab_size: int = 50_000
+) -> Samples:
+    """Windows of 7 + 1 tokens of one shard."""
+    data = DataConfig(path=shard.index_path.with_suffix(""), split=(1, 0, 0), shuffle=shuffle, seed=seed)
+    return open_samples(data, split, 7, vocab_size, 1)
 
 
 @settings(max_examples=200, deadline=None)
@@ -48,34 +54,33 @@ GOLDEN = [572, 932, 794, 596, 544, 729]
 
 def test_an_epoch_reads_every_sample_once(make_shard: MakeShard) -> None:
     """The samples of an epoch are the windows [7 i, 7 i + 8) of the stream, in another order each epoch."""
-    data = batches(make_shard([40, 30, 31]))
+    data = samples(make_shard([40, 30, 31]))
     assert data.num_samples == 14
     windows = [list(range(7 * i, 7 * i + 8)) for i in range(14)]
     for epoch in range(3):
-        rows = data.take(14 * epoch, 14).tolist()
+        rows = data.take(14 * epoch, 14).ids.tolist()
         assert rows != windows
         assert sorted(rows) == windows
-    assert data.take(0, 14).tolist() != data.take(14, 14).tolist()
+    assert data.take(0, 14).ids.tolist() != data.take(14, 14).ids.tolist()
 
 
 def test_in_order_is_in_order(make_shard: MakeShard) -> None:
     """shuffle=False reads the stream from its start, again and again."""
-    data = batches(make_shard([40, 30, 31]), shuffle=False)
-    assert data.take(13, 2).tolist() == [list(range(91, 99)), list(range(8))]
+    data = samples(make_shard([40, 30, 31]), shuffle=False)
+    assert data.take(13, 2).ids.tolist() == [list(range(91, 99)), list(range(8))]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_ranks_and_resumes_do_not_change_the_samples(make_shard: MakeShard, shuffle: bool) -> None:
     """A batch is the same rows read at once, by 1, 2 or 4 ranks, and after a resume at any sample."""
     shard = make_shard([40, 30, 31])
-    whole = batches(shard, shuffle=shuffle).take(0, 48)
+    whole = samples(shard, shuffle=shuffle).take(0, 48).ids
     for ranks in (1, 2, 4):
-        data = batches(shard, shuffle=shuffle)
-        rows = [data.take(step * 8 + rank * 8 // ranks, 8 // ranks) for step in range(6) for rank in range(ranks)]
+        data = samples(shard, shuffle=shuffle)
+        rows = [data.take(step * 8 + rank * 8 // ranks, 8 // ranks).ids for step in range(6) for rank in range(ranks)]
         assert np.array_equal(np.concatenate(rows), whole)
     for resumed in (5, 14, 29):
-        assert np.array_equal(batches(shard, shuffle=shuffle).take(resumed, 3), whole[resumed : resumed + 3])
-        assert np.array_equal(batches(shard, shuffle=shuffle).sample(resumed), whole[resumed])
+        assert np.array_equal(samples(shard, shuffle=shuffle).take(resumed, 3).ids, whole[resumed : resumed + 3])
 
 
 def test_splits_share_no_document() -> None:
@@ -89,7 +94,7 @@ def test_splits_share_no_document() -> None:
 def test_the_seed_changes_the_order(make_shard: MakeShard) -> None:
     """Two seeds, two orders."""
     shard = make_shard([101])
-    assert batches(shard, seed=1).take(0, 14).tolist() != batches(shard, seed=2).take(0, 14).tolist()
+    assert samples(shard, seed=1).take(0, 14).ids.tolist() != samples(shard, seed=2).take(0, 14).ids.tolist()
 
 
 def test_an_empty_split_is_refused(make_shard: MakeShard) -> None:
@@ -98,13 +103,13 @@ def test_an_empty_split_is_refused(make_shard: MakeShard) -> None:
     with pytest.raises(
         DataError, match=r"valid split is 0 of 3 documents with 0 tokens, one sample takes 8.*data.split"
     ):
-        Batches(shard, "valid", 7, seed=0, shuffle=True, vocab_size=50_000, shares=(1, 0, 0))
+        samples(shard, split="valid")
 
 
 def test_a_token_beyond_the_vocabulary_is_named(make_shard: MakeShard) -> None:
     """Document and offset, before the model sees it."""
     shard = make_shard([40, 30, 31])
-    data = Batches(shard, "train", 7, seed=0, shuffle=False, vocab_size=45, shares=(1, 0, 0))
-    assert data.take(0, 6).max() == 42
+    data = samples(shard, shuffle=False, vocab_size=45)
+    assert data.take(0, 6).ids.max() == 42
     with pytest.raises(DataError, match=r"document 1, token 5 of it: token id 45 .* vocabulary of 45"):
         data.take(0, 8)

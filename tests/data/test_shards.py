@@ -135,6 +135,44 @@ def test_a_token_outside_the_vocabulary_is_not_written(tmp_path: Path, token: in
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shard_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    """An error while the second shard of a name is written leaves the first one, and nothing beside it."""
+    first = write_shards(tmp_path / "s", [[1, 2], [3]], 100).tokens(0, 3).tolist()
+    with pytest.raises(ShardError, match="document 1 has token id 100"):
+        write_shards(tmp_path / "s", [[4], [100]], 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.bin", "s.idx"]
+    assert Shard.open(tmp_path / "s").tokens(0, 3).tolist() == first
+
+
+def test_a_kill_never_leaves_the_index_of_one_shard_beside_the_tokens_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the last renames stop, what is there is one of the two shards, or none."""
+    replace, left = Path.replace, 0
+
+    def stop(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    for renames, found in ((2, [5, 6, 7]), (1, None), (0, None)):
+        left = 2
+        write_shards(tmp_path / "s", [[1, 2], [3]], 100)
+        left = renames
+        try:
+            write_shards(tmp_path / "s", [[5], [6, 7]], 100)
+        except KeyboardInterrupt:
+            assert renames < 2
+        if found is None:
+            with pytest.raises(ShardError, match=r"s\.idx: no such file"):
+                Shard.open(tmp_path / "s")
+        else:
+            assert Shard.open(tmp_path / "s").tokens(0, 3).tolist() == found
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     """The message says which file and what data.path is."""
     with pytest.raises(ShardError, match=r"nothing\.idx: no such file; data.path"):

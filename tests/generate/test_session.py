@@ -14,7 +14,7 @@ from megatron_sep.convert.convert import convert
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.load import load
 from megatron_sep.generate.sampler import Sampling, SamplingError
-from megatron_sep.generate.session import SessionError, open_session
+from megatron_sep.generate.session import SessionError, open_session, read_prompts
 from megatron_sep.parallel.groups import topology
 from megatron_sep.weights.open_source import SourceError
 
@@ -106,7 +106,7 @@ def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:
 def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
     """No prompt, sizes that are not four numbers, a file without a pattern, a directory that is not there."""
     with pytest.raises(SessionError, match="pass --prompt TEXT or --prompts FILE"):
-        open_session(run.dir, None, None, "cache").prompts([], None)
+        read_prompts([], None)
     with pytest.raises(SessionError, match="--streaming 4,64: pass four numbers"):
         open_session(run.dir, None, "4,64", "cache")
     with pytest.raises(

@@ -86,6 +86,15 @@ def test_what_is_not_alive_takes_no_part() -> None:
     assert exact_duplicates(digests, alive).tolist() == [-1, -1, 1]
 
 
+def test_texts_that_share_nothing_are_all_kept() -> None:
+    """No band in common anywhere, a single document, and none at all."""
+    pytest.importorskip("rensa")
+    texts = ["a b c d e f", "g h i j k l", "m n o p q r"]
+    for count in (3, 1, 0):
+        signature = signatures([runs(text, 3) for text in texts[:count]], 64)
+        assert near_duplicates(signature, np.ones(count, bool), THRESHOLD, 8).tolist() == [-1] * count
+
+
 def test_exact_duplicates_point_to_the_first() -> None:
     """The same text, and nothing but the same text."""
     digests = np.array([text_digest(text) for text in ("a", "b", "a", "a ", "b", "a")], "V16")

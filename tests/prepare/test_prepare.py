@@ -183,7 +183,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from megatron_sep.config.load import load
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.data import ledger, prepare, readings, receipt
+from megatron_sep.prepare import ledger, prepare, readings
 
 def fatal(function):
     def call(*args, **kwargs):
@@ -236,3 +236,4 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer_path: 
             tmp_path / f"killed{suffix}"
         ).read_text("latin-1")
     assert not list(tmp_path.glob("killed.work*"))
+    assert not list(tmp_path.glob(".*"))

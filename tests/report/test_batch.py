@@ -8,7 +8,6 @@ import torch
 
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AttentionConfig, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from megatron_sep.data.instructions import CountsLoss
 from megatron_sep.data.samples import DataError
 from megatron_sep.data.shards import write_shards
 from megatron_sep.data.tokenizer import load_tokenizer
@@ -35,7 +34,7 @@ def run(tmp_path: Path, tokenizer_path: Path) -> tuple[RunConfig, LayerRules]:
 def test_what_a_position_sees_is_the_row_of_the_mask(run: tuple[RunConfig, LayerRules]) -> None:
     """For every position and pattern: the tokens listed are those of the dense mask."""
     config, rules = run
-    view = view_step(config, rules, 2, [1])[0]
+    view = view_step(config, 2, [1])[0]
     assert [layer.layers for layer in view.layers] == [(0,), (1, 2)]
     for layer in view.layers:
         dense = rules.patterns[layer.layers[0]].plan(torch.tensor([view.ids])).dense()[0]
@@ -46,20 +45,20 @@ def test_what_a_position_sees_is_the_row_of_the_mask(run: tuple[RunConfig, Layer
 
 def test_steps_count_from_one_and_rows_from_zero(run: tuple[RunConfig, LayerRules]) -> None:
     """Step k row r is sample (k - 1) * batch + r; its documents cover its tokens."""
-    config, rules = run
-    views = [view for step in (1, 2) for view in view_step(config, rules, step, [0, 1])]
+    config, _ = run
+    views = [view for step in (1, 2) for view in view_step(config, step, [0, 1])]
     assert [view.sample for view in views] == [0, 1, 2, 3]
     assert all(sum(origin.tokens for origin in view.origins) == 16 for view in views)
     assert (views[0].origins[0].document, views[0].origins[0].offset) == (0, 0)
     for step, row in ((0, 0), (5, 0), (1, 2)):
         with pytest.raises(DataError, match="steps 1 to 4 of rows 0 to 1"):
-            view_step(config, rules, step, [row])
+            view_step(config, step, [row])
 
 
 def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, LayerRules]) -> None:
     """JSON has the separators and what the position sees; the text has every token, and dims what is hidden."""
-    config, rules = run
-    view = view_step(config, rules, 1)[0]
+    config, _ = run
+    view = view_step(config, 1)[0]
     value = json.loads(to_json([view], position=15))[0]
     assert value["ids"] == view.ids
     assert [view.tokens[i] for i in value["separators"]] == [t for t in view.tokens if t in {",", ";", ".", ":"}]
@@ -78,7 +77,7 @@ def test_json_and_text_hold_the_same_sample(run: tuple[RunConfig, LayerRules]) -
 
 def test_instructions_show_their_lines_and_what_the_loss_counts(run: tuple[RunConfig, LayerRules]) -> None:
     """The samples are those that training takes; each example's line is named, and the responses alone are learnt."""
-    config, rules = run
+    config, _ = run
     path = config.dir / "examples.jsonl"
     examples = [{"prompt": f"Is it {i}?", "response": f"Yes, {i}."} for i in range(6)]
     path.write_text("\n".join(json.dumps(example) for example in examples))
@@ -86,14 +85,15 @@ def test_instructions_show_their_lines_and_what_the_loss_counts(run: tuple[RunCo
     tree["model"]["sequence_length"], tree["attention"]["document_boundaries"] = 48, True
     config = RunConfig.model_validate(tree)
     trained = open_inputs(config).train
-    assert isinstance(trained, CountsLoss)
-    views = view_step(config, rules, 2, [0, 1])
+    views = view_step(config, 2, [0, 1])
     lines = [origin.record()["line"] for view in views for origin in view.origins]
     assert lines
     assert {str(origin) for view in views for origin in view.origins} == {f"{path}, line {line}" for line in lines}
     for index, (view, value) in enumerate(zip(views, json.loads(to_json(views)), strict=True), 2):
-        assert view.ids == trained.sample(index)[:-1].tolist()
-        assert view.learnt == trained.loss_mask(index, 1)[0, :-1].tolist()
+        (ids,), weights = trained.take(index, 1)
+        assert weights is not None
+        assert view.ids == ids[:-1].tolist()
+        assert view.learnt == (weights[0, :-1] > 0).tolist()
         told = "".join(view.tokens[i] for i in value["learnt"])
         assert told.split("<|endoftext|>")[:-1] == [examples[o.record()["line"] - 1]["response"] for o in view.origins]
         text = to_text(view)

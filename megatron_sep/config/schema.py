@@ -193,6 +193,9 @@ class InstructionsConfig(Section):
     """Share of the examples, from the end of the file, for validation."""
     on_long: Literal["fail", "drop"] = "fail"
     """An example longer than a sequence."""
+    special_tokens: Literal["text", "tokens"] = "text"
+    """What a special token that is written out in a prompt or a response is: text like any other, or the token itself.
+    Those of the template are tokens."""
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> Self:

@@ -31,6 +31,23 @@ class Blend:
             ids[source == s] = rows
         return Rows(ids, None)
 
+    @property
+    def num_distinct(self) -> int:
+        """Up to the first sample that its source has given before."""
+        again = []
+        for number, source in enumerate(self.sources):
+            periods, rest = divmod(source.num_samples, int(self._counts[number]))
+            again.append(periods * PERIOD + int(np.flatnonzero(self._source == number)[rest]))
+        return min(again)
+
+    def labels(self, batch: range) -> int:
+        """All tokens but the first of each sample."""
+        return self.sources[0].labels(batch)
+
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
+
     def locate(self, index: Ids) -> tuple[Ids, Ids]:
         """The source of each sample of the run, and its number among that source's samples."""
         periods, within = np.divmod(index, PERIOD)

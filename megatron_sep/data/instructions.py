@@ -7,7 +7,8 @@ and read in an order drawn from the seed.
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +73,24 @@ class Instructions:
         share = max(float(self._learnt(whole.start, len(whole))[:, 1:].mean()), 1e-9)  # no example: nothing is learnt
         return Rows(ids, self._learnt(first_sample, count) / np.float32(share))
 
+    @property
+    def num_distinct(self) -> int:
+        """All of an epoch."""
+        return self.num_samples
+
+    def labels(self, batch: range) -> int:
+        """Tokens of the responses and the ends of their documents."""
+        return int(self._learnt(batch.start, len(batch))[:, 1:].sum())
+
+    def notes(self) -> list[str]:
+        """Examples, tokens and rows, and how many examples were left out; none is ever cut."""
+        tokens = sum(map(len, self._tokens))
+        learnt = tokens - sum(self._prompts)
+        return [
+            f"{self._path}: {len(self._tokens):,} examples of {tokens:,} tokens, {learnt:,} of them learnt, in "
+            f"{self.num_samples:,} sequences; {self.dropped:,} dropped as longer than a sequence, none cut"
+        ]
+
     def _learnt(self, first_sample: int, count: int) -> npt.NDArray[np.float32]:
         """1 at the tokens to be learnt, else 0: [count, T + 1]."""
         learnt = np.zeros((count, self._width), np.float32)
@@ -104,8 +123,13 @@ class Instructions:
     ) -> Iterator[tuple[int, npt.NDArray[np.int32], int]]:
         """The line of each example, its ids, and how many of them are the prompt."""
         for number, prompt, response in islice(_records(config), part.start, part.stop):
-            question = tokenizer.encode(config.template.replace("{prompt}", prompt))
-            ids = [*question, *tokenizer.encode(response), tokenizer.eod_id]
+            question, answer = _encoded(config, tokenizer, prompt, response)
+            ids = [*question, *answer, tokenizer.eod_id]
+            if config.special_tokens == "text" and tokenizer.eod_id in answer:
+                raise DataError(
+                    f"{config.path}, line {number}: its response has the end-of-document token in it, which this "
+                    "tokenizer does not take for special; take it out, or set data.instructions.special_tokens: tokens"
+                )
             if len(ids) <= self._width:
                 yield number, np.array(ids, np.int32), len(question)
             elif config.on_long == "drop":
@@ -115,6 +139,29 @@ class Instructions:
                     f"{config.path}, line {number}: {len(ids)} tokens do not fit into a sequence of {self._width - 1}; "
                     "raise model.sequence_length, or set data.instructions.on_long: drop"
                 )
+
+
+def _encoded(
+    config: InstructionsConfig, tokenizer: Tokenizer, prompt: str, response: str
+) -> tuple[list[int], list[int]]:
+    """The ids of the prompt in its template, and of the response. The template's own special tokens are tokens."""
+    if config.special_tokens == "tokens":
+        return tokenizer.encode(config.template.replace("{prompt}", prompt)), tokenizer.encode(response)
+    question: list[int] = []
+    for piece in _cut_at(config.template, tokenizer.special_texts):
+        if piece in tokenizer.special_texts:
+            question.append(tokenizer.special_texts[piece])
+        else:
+            question += tokenizer.encode_plain(piece.replace("{prompt}", prompt))
+    return question, tokenizer.encode_plain(response)
+
+
+def _cut_at(text: str, marks: Iterable[str]) -> list[str]:
+    """The text in pieces, each mark a piece of its own."""
+    longest_first = sorted(marks, key=len, reverse=True)
+    if not longest_first:
+        return [text]
+    return [piece for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if piece]
 
 
 def instructions_of(

@@ -39,6 +39,11 @@ class Samples(Protocol):
     num_samples: int
     """Samples of one epoch."""
 
+    @property
+    def num_distinct(self) -> int:
+        """So many samples from the first on, no place of the data is read twice."""
+        ...
+
     def take(self, first_sample: int, count: int, batch: range | None = None) -> Rows:
         """Samples [first_sample, first_sample + count), counted from the start of the run.
 
@@ -46,8 +51,16 @@ class Samples(Protocol):
         """
         ...
 
+    def labels(self, batch: range) -> int:
+        """How many tokens of these samples the loss counts."""
+        ...
+
     def shares(self, consumed: int) -> "list[SourceShare]":
         """What each source has given of the first ``consumed`` samples."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What became of the data when it was opened, for the user: nothing where nothing was left out."""
         ...
 
     def origins(self, index: int) -> "Sequence[Origin]":
@@ -210,6 +223,19 @@ class Windows:
         """Samples [first_sample, first_sample + count); all their tokens count alike, whatever the ``batch``."""
         del batch
         return Rows(self.at(np.arange(first_sample, first_sample + count, dtype=np.int64)), None)
+
+    @property
+    def num_distinct(self) -> int:
+        """All of an epoch."""
+        return self.num_samples
+
+    def labels(self, batch: range) -> int:
+        """All tokens but the first of each sample."""
+        return len(batch) * (self._length - 1)
+
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
 
     def at(self, indices: Ids) -> Ids:
         """The samples of these numbers: int64 [len(indices), length].

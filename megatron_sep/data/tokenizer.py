@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +32,15 @@ class Tokenizer(Protocol):
     """End-of-document token."""
     special_ids: frozenset[int]
     """Tokens that begin, end or fill up texts, and stand for nothing in them."""
+    special_texts: Mapping[str, int]
+    """The special tokens that ``encode`` reads out of a text that has them written out."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``; no special token is added."""
+        """The ids of ``text``; no special token is added, those that are written out are read as tokens."""
+        ...
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of ``text`` with special tokens that are written out as text like any other."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -77,11 +83,21 @@ class JsonTokenizer:
         self._words = WordTable(self._whole, settings["added_tokens"]) if _splits_as_gpt2(settings) else None
         self.vocab_size = max(vocab.values()) + 1
         self.eod_id = _eod_id(path, eod, vocab.get)
-        special = (token["id"] for token in settings.get("added_tokens", []) if token["special"])
-        self.special_ids = frozenset((self.eod_id, *special))
+        special = [token for token in settings.get("added_tokens", []) if token["special"]]
+        self.special_texts: Mapping[str, int] = {token["content"]: int(token["id"]) for token in special}
+        self.special_ids = frozenset((self.eod_id, *self.special_texts.values()))
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
+
+    def encode_plain(self, text: str) -> list[int]:
+        if not any(special in text for special in self.special_texts):
+            return self.encode(text)
+        self._library.encode_special_tokens = True
+        try:
+            return self._whole(text)
+        finally:
+            self._library.encode_special_tokens = False
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         pieces = [self._pieces(text) for text in texts]
@@ -123,9 +139,13 @@ class SentencePieceTokenizer:
         self.vocab_size = int(self._library.get_piece_size())
         self.eod_id = _eod_id(path, eod, self._piece_id)
         self.special_ids = frozenset(i for i in range(self.vocab_size) if self._library.is_control(i)) | {self.eod_id}
+        self.special_texts: Mapping[str, int] = {}
 
     def encode(self, text: str) -> list[int]:
         return list(self._library.encode(text))
+
+    def encode_plain(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in self._library.encode(list(texts))]

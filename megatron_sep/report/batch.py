@@ -53,6 +53,8 @@ class SampleView:
     """Ids."""
     learnt: list[bool] | None = None
     """Whether the loss counts each token; None: it counts all."""
+    notes: tuple[str, ...] = ()
+    """What became of the data when it was opened."""
 
 
 def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[SampleView]:
@@ -83,6 +85,7 @@ def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[
                 _layers(rules, ids),
                 separators,
                 None if weights is None else (weights[0, :-1] > 0).tolist(),
+                tuple(samples.notes()),
             )
         )
     return found
@@ -102,6 +105,8 @@ def to_text(view: SampleView, position: int | None = None) -> "Text":
     from rich.text import Text
 
     text = Text(f"sample {view.sample}\n", style="bold")
+    for note in view.notes:
+        text.append(f"  {note}\n")
     for origin in view.origins:
         text.append(f"  {origin}: {origin.tokens} tokens\n", style="cyan")
     for number, layer in enumerate(view.layers):
@@ -165,6 +170,7 @@ def _as_dict(view: SampleView, position: int | None) -> dict[str, Any]:
         "ids": view.ids,
         "tokens": view.tokens,
         "separators": [i for i, token in enumerate(view.ids) if token in view.separators],
+        "notes": view.notes,
         "learnt": None if view.learnt is None else [i for i, learnt in enumerate(view.learnt) if learnt],
         "layers": layers,
     }

@@ -60,17 +60,19 @@ def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, fl
 
 
 def validate(run: Run) -> None:
-    """The mean loss of the first rows of the validation split, always the same ones."""
+    """The mean loss of a token of the validation split: of its first sequences, always the same ones, each once."""
     if run.valid_data is None:
         return
-    size = run.config.train.global_batch_size
+    size, samples = run.config.train.global_batch_size, run.valid_data.samples
+    total, tokens = 0.0, 0
     with run.statistics.aside("validation"):
-        losses = [
-            float(run.engine.evaluate(run.valid_data.take(run.state.step, i * size), run.valid_data.num_microbatches))
-            for i in range(run.config.train.eval_batches)
-        ]
-    loss = sum(losses) / len(losses)
-    values = {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))}
+        for first in range(0, samples.num_samples, size):
+            batches = run.valid_data.take(run.state.step, first)
+            labels = samples.labels(range(first, first + size))
+            total += float(run.engine.evaluate(batches, run.valid_data.num_microbatches)) * labels
+            tokens += labels
+    loss = total / tokens
+    values = {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0)), "valid/tokens": tokens}
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_sep.attention.annealing import Annealing
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.config.size import ModelSize
+from megatron_sep.data.once import Once
 from megatron_sep.data.open_data import open_data
 from megatron_sep.data.resolved import Resolved, resolve
 from megatron_sep.data.samples import Samples
@@ -55,7 +56,7 @@ class Inputs:
 
     resolved: Resolved
     train: Samples
-    valid: Samples | None
+    valid: Once | None
 
 
 class RunError(UserError):
@@ -70,7 +71,8 @@ def open_inputs(config: RunConfig) -> Inputs:
     train = open_data(config.data, "train", length, resolved.tokenizer, counts.steps * size)
     valid = None
     if counts.eval_every:
-        valid = open_data(config.data, "valid", length, resolved.tokenizer, counts.eval_batches * size)
+        asked = counts.eval_batches * size
+        valid = Once(open_data(config.data, "valid", length, resolved.tokenizer, asked), asked)
     return Inputs(resolved, train, valid)
 
 
@@ -92,6 +94,8 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=newest is None))
     state = _resume(newest, engine, config, topology, changes)
+    for note in [*inputs.train.notes(), *(inputs.valid.notes() if inputs.valid else ())]:
+        topology.say(note)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
     return Run(
         config=config,

@@ -133,3 +133,47 @@ def test_prompts_give_no_gradient_and_the_loss_is_one_mean(tiny: Callable[..., R
     learnt = torch.from_numpy(run.train_data.samples.take(0, 8).weights)[:, 1:] > 0
     assert losses[0] == pytest.approx(float(each[learnt].mean()), rel=1e-5)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_special_tokens_in_what_people_wrote_are_text(path: Path, tokenizer: Tokenizer) -> None:
+    """The end of a document that is written out in a prompt or a response ends nothing: one token a row does."""
+    written = {"prompt": "what is <|endoftext|> ?", "response": "one <|endoftext|> two"}
+    path.write_text(json.dumps(written) + "\n")
+    samples = opened(path, tokenizer)
+    ids, weights = samples.take(0, 1)
+    assert weights is not None
+    used = int(np.flatnonzero(weights[0])[-1]) + 1
+    assert (ids[0, :used] == tokenizer.eod_id).sum() == 1
+    assert tokenizer.decode(ids[0, : used - 1].tolist()) == f"{written['prompt']}\n{written['response']}"
+    meant = opened(path, tokenizer, special_tokens="tokens")
+    ids, weights = meant.take(0, 1)
+    assert weights is not None
+    assert (ids[0, : int(np.flatnonzero(weights[0])[-1]) + 1] == tokenizer.eod_id).sum() == 3
+
+
+def test_special_tokens_of_the_template_are_tokens(path: Path, tokenizer: Tokenizer) -> None:
+    """The configuration's own text means what it says; around it prompts are text."""
+    path.write_text(json.dumps({"prompt": "is <|endoftext|> it", "response": "two"}) + "\n")
+    ids = opened(path, tokenizer, template="one<|endoftext|>{prompt}<|endoftext|>").take(0, 1).ids[0]
+    parts = np.split(ids, np.flatnonzero(ids == tokenizer.eod_id))
+    assert [tokenizer.decode(part[part != tokenizer.eod_id].tolist()) for part in parts[:3]] == [
+        "one",
+        "is <|endoftext|> it",
+        "two",
+    ]
+
+
+def test_what_was_dropped_is_said(path: Path, tokenizer: Tokenizer, tiny: Callable[..., RunConfig]) -> None:
+    """Examples, tokens, sequences and what was left out, when a run starts and in `batch`."""
+    from megatron_sep.report.batch import to_json, to_text, view_step
+
+    long = {"prompt": "one " * 80, "response": "two"}
+    path.write_text("".join(json.dumps(example) + "\n" for example in [*EXAMPLES, long, long]))
+    (note,) = opened(path, tokenizer, on_long="drop").notes()
+    assert note.startswith(f"{path}: 40 examples of ")
+    assert note.endswith("2 dropped as longer than a sequence, none cut")
+    section = {"path": None, "instructions": {"path": str(path), "on_long": "drop", "valid": 0.1}}
+    config = tiny(data=section, attention={"document_boundaries": True})
+    (view,) = view_step(config, 1)
+    assert "dropped as longer than a sequence" in to_text(view).plain
+    assert "dropped as longer than a sequence" in json.loads(to_json([view]))[0]["notes"][0]

@@ -19,14 +19,19 @@ from megatron_sep.data.samples import (
     split_documents,
     too_small,
 )
+from megatron_sep.data.shard_tokenizer import check_tokenizer
 from megatron_sep.data.shards import Shard
 from megatron_sep.data.tokenizer import Tokenizer
 
 
 def open_data(data: DataConfig, split: Split, sequence_length: int, tokenizer: Tokenizer, num_samples: int) -> Samples:
-    """What a run reads of one split, shards or instructions; ``num_samples``: how many. Raises as ``open_samples``."""
+    """What a run reads of one split, shards or instructions; ``num_samples``: how many.
+
+    Raises as ``open_samples``, and DataError for a shard that was made with another tokenizer.
+    """
     if data.instructions is not None:
         return instructions_of(data.instructions, split, sequence_length, tokenizer, data.seed, data.shuffle)
+    check_tokenizer(data.sources, tokenizer.path)
     return open_samples(data, split, sequence_length, tokenizer.vocab_size, num_samples)
 
 

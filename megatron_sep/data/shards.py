@@ -56,6 +56,11 @@ def idx_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
+def manifest_path(prefix: Path) -> Path:
+    """The receipt of a shard that `prepare` made."""
+    return prefix.with_name(prefix.name + ".manifest.json")
+
+
 def write_shards(prefix: Path, documents: Iterable[Sequence[int] | Tokens], vocab_size: int) -> "Shard":
     """Write one sequence a document to PREFIX.bin and PREFIX.idx, aside and then renamed, and open it.
 

@@ -26,6 +26,8 @@ class TokenizerError(UserError):
 class Tokenizer(Protocol):
     """What the pipeline and the trainer need of a tokenizer."""
 
+    path: Path
+    """The file that it was read from."""
     vocab_size: int
     """One more than the largest token id."""
     eod_id: int
@@ -67,12 +69,26 @@ def load_tokenizer(path: Path, eod: str | None = None) -> Tokenizer:
     return kind(path, eod)
 
 
+def same_tokenizer(first: Path, second: Path) -> bool:
+    """Whether two tokenizer files give the same ids to the same text, as far as their vocabularies tell."""
+    if first.suffix != second.suffix or first.suffix != ".json":
+        return first.read_bytes() == second.read_bytes()
+    return _vocabulary(first) == _vocabulary(second)
+
+
+def _vocabulary(path: Path) -> tuple[Any, Any]:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
+    return settings["model"].get("vocab"), added
+
+
 class JsonTokenizer:
     """A Hugging Face tokenizer.json."""
 
     def __init__(self, path: Path, eod: str | None) -> None:
         from tokenizers import Tokenizer as Library
 
+        self.path = path
         try:
             self._library = Library.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -132,6 +148,7 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path, eod: str | None) -> None:
         with needs_extra("sentencepiece", "sentencepiece"):
             from sentencepiece import SentencePieceProcessor
+        self.path = path
         try:
             self._library = SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:

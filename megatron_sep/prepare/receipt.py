@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.data.shards import bin_path, idx_path
+from megatron_sep.data.shards import bin_path, idx_path, manifest_path
 from megatron_sep.errors import UserError
 from megatron_sep.files import remove, sha256, write_json, written_aside
 from megatron_sep.prepare.readings import Reading, expand
@@ -19,11 +19,6 @@ Manifest = dict[str, Any]
 
 class PrepareError(UserError):
     """An output that is in the way, or a run that cannot go on."""
-
-
-def manifest_path(output: Path) -> Path:
-    """The receipt of a shard."""
-    return output.with_name(output.name + ".manifest.json")
 
 
 def made_files(output: Path) -> dict[str, Path]:

@@ -1,10 +1,9 @@
 """The weights that a new run starts from, where they are not drawn."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from megatron_sep.config.schema import ModelConfig
+from megatron_sep.data.tokenizer import same_tokenizer
 from megatron_sep.weights.open_source import OpenedSource, SourceError, open_source
 
 
@@ -20,25 +19,13 @@ def open_first_weights(path: Path, model: ModelConfig, tokenizer: Path, tokens: 
             f"{tokens} tokens: use the tokenizer it was trained with"
         )
     if source.tokenizer is not None:
-        _same_tokenizer(source.tokenizer, tokenizer)
+        _check_tokenizer(source.tokenizer, tokenizer)
     return source
 
 
-def _same_tokenizer(theirs: Path, ours: Path) -> None:
+def _check_tokenizer(theirs: Path, ours: Path) -> None:
     """Raise SourceError where two tokenizers give other ids to the same text."""
-    if theirs.suffix != ours.suffix or not theirs.is_file():
-        return
-    if theirs.suffix != ".json":
-        same = theirs.read_bytes() == ours.read_bytes()
-    else:
-        same = _vocabulary(theirs) == _vocabulary(ours)
-    if not same:
+    if theirs.suffix == ours.suffix and theirs.is_file() and not same_tokenizer(theirs, ours):
         raise SourceError(
             f"tokenizer.path={ours} is not {theirs}, which the weights were trained with; set tokenizer.path to it"
         )
-
-
-def _vocabulary(path: Path) -> tuple[Any, Any]:
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    added = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
-    return settings["model"].get("vocab"), added

@@ -24,7 +24,8 @@ def of_the_system(error: OSError) -> SepError | None:
     if error.filename is None or error.errno is None:
         return None
     kind, way_out = _WAYS_OUT.get(error.errno, (UserError, "choose another path"))
-    return kind(f"{error.filename}: {error.strerror}; {way_out}")
+    place = error.filename if error.filename2 is None else f"{error.filename} to {error.filename2}"
+    return kind(f"{place}: {error.strerror}; {way_out}")
 
 
 _FULL = (RunFailure, "free space there and start again")

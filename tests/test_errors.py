@@ -59,6 +59,12 @@ def test_the_system_s_errors_name_path_cause_and_way_out(number: int, kind: type
     assert way_out in str(found)
 
 
+def test_a_rename_names_both_its_ends() -> None:
+    """Either may be what is wrong."""
+    found = of_the_system(OSError(errno.EISDIR, "Is a directory", "/here", None, "/there"))
+    assert str(found).startswith("/here to /there: Is a directory; ")
+
+
 def test_an_error_that_names_no_path_is_no_mistake_of_a_user() -> None:
     """A peer that is gone, or an OSError that a library made up."""
     assert of_the_system(ConnectionResetError(errno.ECONNRESET, "reset")) is None

@@ -46,7 +46,7 @@ def separator_ids(separators: Iterable[str], tokenizer: Tokens) -> tuple[int, ..
 def check_separators(ids: Iterable[int], tokenizer: Tokens) -> None:
     """Raise SeparatorError for an id that the vocabulary does not have, or that begins, ends or fills up texts."""
     for number in ids:
-        if number >= tokenizer.vocab_size:
+        if not 0 <= number < tokenizer.vocab_size:
             raise SeparatorError(
                 f"attention.separator_ids: {number} is no token of a vocabulary of {tokenizer.vocab_size}"
             )

@@ -118,7 +118,11 @@ def _place(line: str, seen: Mapping[str, tuple[Path, Any]]) -> str:
 def _validated(kind: type[Config], tree: Tree, path: Path, overrides: Sequence[str]) -> Config:
     mistakes = list(_apply_overrides(tree, overrides))
     try:
-        config = kind.model_validate_json(json.dumps(tree, default=str), strict=True)
+        text = json.dumps(tree, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a key that is a date, an alias inside itself
+        raise ConfigError(f"{path}: is no configuration: {error}") from error
+    try:
+        config = kind.model_validate_json(text, strict=True)
     except ValidationError as error:
         mistakes += [_describe(kind, dict(e)) for e in error.errors()]
         config = None
@@ -138,8 +142,11 @@ def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in chain)}")
     tree = _parse(path)
     extends = tree.pop("extends", [])
+    names = [extends] if isinstance(extends, str) else extends
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: extends={extends!r}: is a file, or a list of files")
     base: Tree = {}
-    for name in [extends] if isinstance(extends, str) else extends:
+    for name in names:
         base = merge(base, read_tree(path.parent / name, (*chain, path.resolve())))
     return merge(base, tree)
 

@@ -150,7 +150,7 @@ def read_checksums(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ShardError(f"{path}: no such file; it is what sha256sum writes, a sum and a name a line")
     known = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         fields = line.split(maxsplit=1)
         if not fields or line.startswith("#"):
             continue

@@ -49,16 +49,25 @@ def token_dtype(vocab_size: int) -> type[np.integer[Any]]:
 
 
 def bin_path(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + ".bin")
+    """The tokens of a shard."""
+    return beside(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + ".idx")
+    """The index of a shard."""
+    return beside(prefix, ".idx")
+
+
+def beside(prefix: Path, ending: str) -> Path:
+    """A file of a shard by the ending of its name. Raises ShardError for a prefix that is no name."""
+    if not prefix.name:
+        raise ShardError(f"{prefix}: names a folder; give the name of the files in it, without .bin and .idx")
+    return prefix.with_name(prefix.name + ending)
 
 
 def manifest_path(prefix: Path) -> Path:
     """The receipt of a shard that `prepare` made."""
-    return prefix.with_name(prefix.name + ".manifest.json")
+    return beside(prefix, ".manifest.json")
 
 
 def write_shards(prefix: Path, documents: Iterable[Sequence[int] | Tokens], vocab_size: int) -> "Shard":

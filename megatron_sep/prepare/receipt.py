@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.data.shards import bin_path, idx_path, manifest_path
+from megatron_sep.data.shards import beside, bin_path, idx_path, manifest_path
 from megatron_sep.errors import UserError
 from megatron_sep.files import remove, sha256, write_json, written_aside
 from megatron_sep.prepare.readings import Reading, expand
 
 Manifest = dict[str, Any]
+
+
+_BEGUN = ("scan.json", "encode.json", "manifest.json")
+"""One of these is in a work folder whose settings count: what the stages have done, and the receipt."""
 
 
 class PrepareError(UserError):
@@ -23,7 +27,7 @@ class PrepareError(UserError):
 
 def made_files(output: Path) -> dict[str, Path]:
     """Name in the work folder of each file that is made, and its name in the end."""
-    report = output.with_name(output.name + ".contamination.jsonl")
+    report = beside(output, ".contamination.jsonl")
     return {"shard.bin": bin_path(output), "shard.idx": idx_path(output), "contamination.jsonl": report}
 
 
@@ -102,7 +106,7 @@ def finished(output: Path, plan: Sequence[Reading], settings: Manifest) -> Manif
     path = manifest_path(output)
     if not path.exists() or work_folder(output).exists():
         return None
-    manifest: Manifest = json.loads(path.read_text())
+    manifest = _read_manifest(path)
     sums = {file["path"]: file["sha256"] for source in manifest.get("sources", []) for file in source["files"]}
     touched = {r.file for r in plan if r.file.stat().st_mtime > path.stat().st_mtime}
     changed = _difference(manifest.get("settings"), settings)
@@ -115,13 +119,25 @@ def finished(output: Path, plan: Sequence[Reading], settings: Manifest) -> Manif
     return manifest
 
 
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        found: Manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PrepareError(f"{path}: is no receipt: {error}; choose another output, or remove it") from error
+    return found
+
+
 def work_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".work")
+    """Where a shard grows."""
+    return beside(output, ".work")
 
 
 @contextmanager
 def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
-    """The folder of work in progress, locked against a second run, and refused where it is of other settings."""
+    """The folder of work in progress, locked against a second run.
+
+    Raises PrepareError where it is locked, or holds work of other settings; settings alone are no work.
+    """
     folder = work_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -130,7 +146,7 @@ def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
         except OSError as error:
             raise PrepareError(f"{folder}: another process is at work there") from error
         path = folder / "settings.json"
-        if not path.exists():
+        if not any((folder / name).exists() for name in _BEGUN):
             write_json(path, settings)
         changed = _difference(json.loads(path.read_text()), settings)
         if changed:
@@ -151,8 +167,7 @@ def publish(output: Path, folder: Path) -> Manifest:
     remove(waste)
     folder.replace(waste)
     remove(waste)
-    manifest: Manifest = json.loads(manifest_path(output).read_text())
-    return manifest
+    return _read_manifest(manifest_path(output))
 
 
 def _difference(old: Any, new: Manifest) -> list[str]:

@@ -16,6 +16,7 @@ from megatron_sep.attention.separators import (
 )
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from megatron_sep.errors import UserError
 from megatron_sep.report.separators import describe_separators, measure
 
 TOKENIZER = "GPT_NEOX_TOKENIZER"
@@ -60,8 +61,15 @@ def test_what_ends_texts_is_refused(tokenizer: Tokenizer, tokenizer_path: Path) 
         LayerRules.of(AttentionConfig(window=4, separator_ids=(0,)), 2, tokenizer)
     with pytest.raises(SeparatorError, match="endoftext"):
         describe_separators(tokenizer_path, None, merged=False, more=(0,))
-    with pytest.raises(SeparatorError, match=r"9999 is no token of a vocabulary of \d+"):
-        check_separators((9999,), tokenizer)
+    for number in (9999, -5):
+        with pytest.raises(SeparatorError, match=rf"{number} is no token of a vocabulary of \d+"):
+            check_separators((number,), tokenizer)
+
+
+def test_a_layer_that_the_model_lacks_is_refused(tokenizer: Tokenizer) -> None:
+    """An attention section alone does not know how many layers there are; who reads it with a model does."""
+    with pytest.raises(UserError, match=r"attention\.full_layers: 9 is no layer of a model with 2"):
+        LayerRules.of(AttentionConfig(window=4, full_layers=(9,)), 2, tokenizer)
 
 
 def test_ids_join_the_default_ones(tokenizer: Tokenizer) -> None:

@@ -150,6 +150,10 @@ def test_contradictions_are_named(section: dict[str, object], message: str, tmp_
         ("model: {num_layers: [", "is no valid YAML"),
         ("extends: me.yaml", "extends itself"),
         ("extends: missing.yaml", "cannot be read"),
+        ("extends: 5", "extends=5: is a file, or a list of files"),
+        ("extends: [a.yaml, {b: c}]", "is a file, or a list of files"),
+        ("dir: &itself [*itself]", "is no configuration: Circular reference"),
+        ("2026-01-01: 5", "is no configuration: keys must be str"),
     ],
 )
 def test_broken_files_are_refused_and_run_no_code(

@@ -215,6 +215,9 @@ def test_a_checksum_file_is_read_strictly(tmp_path: Path) -> None:
     path.write_text(f"{'a' * 64} *x.bin\n# note\n\nnonsense\n")
     with pytest.raises(ShardError, match=r"sums, line 4: 'nonsense'"):
         read_checksums(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ShardError, match=r"sums, line 1: .* is no sha256"):
+        read_checksums(path)
     path.write_text(f"{'a' * 64} *x.bin\n")
     assert read_checksums(path) == {"x.bin": "a" * 64}
 

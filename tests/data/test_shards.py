@@ -173,6 +173,14 @@ def test_a_kill_never_leaves_the_index_of_one_shard_beside_the_tokens_of_another
             assert Shard.open(tmp_path / "s").tokens(0, 3).tolist() == found
 
 
+@pytest.mark.parametrize("prefix", [".", "/"])
+def test_a_prefix_is_a_name(prefix: str) -> None:
+    """A folder alone names no shard, to read or to write."""
+    for use in (Shard.open, lambda path: write_shards(path, [[1]], 9)):
+        with pytest.raises(ShardError, match="names a folder; give the name of the files in it"):
+            use(Path(prefix))
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     """The message says which file and what data.path is."""
     with pytest.raises(ShardError, match=r"nothing\.idx: no such file; data.path"):

@@ -107,6 +107,11 @@ def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
     """No prompt, sizes that are not four numbers, a file without a pattern, a directory that is not there."""
     with pytest.raises(SessionError, match="pass --prompt TEXT or --prompts FILE"):
         read_prompts([], None)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(SessionError, match=r"--prompts .*binary: cannot be read"):
+        read_prompts(["a"], tmp_path / "binary")
+    with pytest.raises(SessionError, match=r"--positions frozen: .* pass --streaming"):
+        open_session(run.dir, None, None, "frozen")
     with pytest.raises(SessionError, match="--streaming 4,64: pass four numbers"):
         open_session(run.dir, None, "4,64", "cache")
     with pytest.raises(

@@ -159,6 +159,36 @@ def test_done_is_done_and_other_settings_are_refused(tmp_path: Path, make: Make)
         prepare(make(source(path)))
 
 
+def test_settings_that_came_to_nothing_are_in_nobody_s_way(tmp_path: Path, make: Make) -> None:
+    """After a run that failed at its first record the mistake is corrected and the same output is made."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"words": "a"}\n')
+    with pytest.raises(TextError, match="missing field"):
+        prepare(make(source(path)))
+    assert prepare(make(source(path, field="words")))["documents"]["written"] == 1
+
+
+def test_work_that_was_done_is_not_mixed_with_other_settings(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stopped behind its first block is only gone on with as it was."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n{"words": "c"}\n')
+    monkeypatch.setattr("megatron_sep.prepare.readings.BLOCK_RECORDS", 1)
+    monkeypatch.setattr("megatron_sep.prepare.ledger._SECONDS", 0)
+    with pytest.raises(TextError, match="line 3: missing field"):
+        prepare(make(source(path)))
+    with pytest.raises(PrepareError, match=r"holds work of other settings or text \(on_bad\)"):
+        prepare(make(source(path), on_bad="skip"))
+
+
+def test_a_receipt_that_is_none_is_named(tmp_path: Path, make: Make) -> None:
+    """Something else under the receipt's name is not written over."""
+    (tmp_path / "out.manifest.json").write_text("notes")
+    with pytest.raises(PrepareError, match=r"out\.manifest\.json: is no receipt.* remove it"):
+        prepare(make(source(write_jsonl(tmp_path / "a.jsonl", ["a"]))))
+
+
 def test_nothing_left_is_an_error(tmp_path: Path, make: Make) -> None:
     """An empty shard is not written."""
     with pytest.raises(PrepareError, match="no document is left"):

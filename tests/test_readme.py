@@ -72,6 +72,14 @@ def test_quickstart(checkout: Path, steps: int) -> None:
     assert "is done" in shell(command, checkout)
 
 
+def test_what_the_quickstart_logged_is_true(checkout: Path) -> None:
+    """Its last lines, recomputed from the checkpoint, the data and brute force."""
+    said = shell("source .venv/bin/activate; python tools/recompute_run.py runs/quickstart", checkout)
+    assert "valid/loss" in said
+    assert "attention/visible" in said
+    assert "differs" not in said
+
+
 def test_the_training_commands(checkout: Path, steps: int) -> None:
     """Every command of the README's training block works after the quickstart, shortened to a few steps more."""
     done = sum("train/loss" in line for line in (checkout / "runs/quickstart/metrics.jsonl").read_text().splitlines())

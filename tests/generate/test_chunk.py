@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import random_cases
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern
@@ -81,7 +82,7 @@ def visible_by_hand(chunk: Chunk, entries: list[int], past: int) -> Tensor:
     return torch.tensor([[place <= t < reach_end for place, reach_end in ends] for t in now])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@random_cases(2000)
 @given(chunks())
 def test_plan_of_a_segment_is_its_places_and_reaches(text: list[Chunk]) -> None:
     """Mask, counts and queries of every segment; a window that all see; landmarks as promised; causal as it says."""
@@ -108,7 +109,7 @@ def test_plan_of_a_segment_is_its_places_and_reaches(text: list[Chunk]) -> None:
         assert live == chunk.script.live
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@random_cases(200)
 @given(masks(), st.integers(2, 40), st.integers(0, 2**32))
 def test_plan_of_a_first_chunk_is_the_patterns_own(pattern: AttentionPattern, length: int, seed: int) -> None:
     """What the fused kernel reads of it too: window, landmarks and reach; its index is made with it."""

@@ -66,7 +66,7 @@ def test_block_table_is_any_and_all_of_the_dense_mask(seed: int, length: int, bl
     assert torch.equal(every, ~unseen.any(4).any(2))
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@random_cases(1000)
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 40), block=st.sampled_from([1, 4, 16, 32]))
 def test_block_table_of_a_span_is_any_and_all_of_its_rows(seed: int, length: int, block: int) -> None:
     """Blocks of queries begin where the span begins, blocks of keys at the first key."""

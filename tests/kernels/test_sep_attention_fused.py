@@ -338,5 +338,5 @@ def test_memory_is_at_most_that_of_dense_attention(shape: tuple[int, ...]) -> No
         return torch.cuda.max_memory_allocated() - before
 
     dense = peak(causal_attention)
-    assert peak(fused(pattern.plan(ids))) <= 1.02 * dense
-    assert peak(fused(pattern.plan(ids, max_landmarks=length // 4))) < dense
+    assert peak(fused(indexed(pattern.plan(ids)))) <= 1.02 * dense
+    assert peak(fused(indexed(pattern.plan(ids, max_landmarks=length // 4)))) < dense

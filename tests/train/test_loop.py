@@ -29,7 +29,8 @@ def test_loss_falls_in_every_precision(tiny: Callable[..., RunConfig], precision
     """40 steps take the loss of a two-layer model well below its start, and the logged numbers are those of the run."""
     from megatron_sep.train.loop import train
 
-    config = tiny(train={"steps": 40, "precision": precision, "eval_every": 20}, optimizer={"lr": 3e-3})
+    train_section = {"steps": 40, "precision": precision, "eval_every": 20}
+    config = tiny(train=train_section, optimizer={"lr": 3e-3}, checkpoint={"every": 40})
     train(build(config))
     lines = read_jsonl(config.dir / "metrics.jsonl")
     losses = [line["train/loss"] for line in lines if "train/loss" in line]

@@ -53,7 +53,7 @@ def test_saves_and_validation_are_no_part_of_a_steps_time(
         return save(self)
 
     def slow_evaluate(*arguments: object) -> torch.Tensor:
-        time.sleep(PAUSE / 10)
+        time.sleep(PAUSE / 2)  # of two batches
         return evaluate(*arguments)
 
     monkeypatch.setattr(type(run), "save", slow_save)

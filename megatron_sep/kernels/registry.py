@@ -1,114 +1,131 @@
-"""Which implementations an operation has, which can run here, and which one ``auto`` takes.
+"""The table of what computes each operation, and how a caller that holds tensors finds its function there.
 
-Tests, benchmarks and ``doctor`` walk this table; a new kernel is a new row.
+A new kernel is a new row of ``OPERATIONS``; README.md says how. Tests and benchmarks walk the table. A model asks once,
+when it is built.
 """
 
-import importlib.util
-import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
-from megatron_sep.errors import UserError
+import torch
+from torch.compiler import assume_constant_result
 
+from megatron_sep.kernels import why_not
+from megatron_sep.kernels.call import Call
+from megatron_sep.kernels.operation import Implementation, Operation, always, never, on_cuda
 
-class BackendError(UserError):
-    """A backend was asked for by name and is unknown or cannot run here."""
+_KERNELS = "megatron_sep.kernels"
+_SEP, _FULL, _DECODE = f"{_KERNELS}.sep_attention", f"{_KERNELS}.full_attention", f"{_KERNELS}.sep_decode"
+_NORM, _LOSS, _ADAMW = f"{_KERNELS}.norm", f"{_KERNELS}.cross_entropy", f"{_KERNELS}.adamw"
 
+_attention = partial(Implementation, benchmark="tools/bench_attention.py", tests="tests/kernels/test_sep_attention.py")
+_full = partial(_attention, tests="tests/kernels/test_full_attention.py")
+_fused = partial(_attention, tests="tests/kernels/test_sep_attention_fused.py")
+_decode = partial(Implementation, benchmark="tools/bench_decode.py", tests="tests/kernels/test_sep_decode.py")
+_norm = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_norm.py")
+_loss = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_cross_entropy.py")
+_adamw = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_adamw.py")
 
-@dataclass(frozen=True)
-class Implementation:
-    """One way to compute an operation."""
+_no_apex_norm = why_not.packages("apex.normalization", "fused_layer_norm_cuda")
+_no_apex_adam = why_not.packages("apex.optimizers", "amp_C")
+_no_engine = why_not.packages("transformer_engine.pytorch")
+_no_engine_adam = why_not.packages("transformer_engine.pytorch.optimizers")
 
-    name: str
-    target: str
-    """``module:function``, imported at first use."""
-    missing: Callable[[str], str | None]
-    """Why it cannot run on a device type ("cpu", "cuda"); None if it can."""
-    automatic: Callable[[str], bool] = lambda _device: True
-    """May ``auto`` take it on this device type?"""
-
-    def load(self) -> Callable[..., Any]:
-        """The function itself."""
-        module, function = self.target.split(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return found
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation and its implementations, the fastest first; the last is the plain torch reference."""
-
-    name: str
-    implementations: tuple[Implementation, ...]
-
-    def choose(self, backend: str, device: str) -> str:
-        """The name of the implementation to run; "auto" takes the first that can. Raises BackendError."""
-        if backend == "auto":
-            return next(i.name for i in self.implementations if i.automatic(device) and i.missing(device) is None)
-        named = {i.name: i for i in self.implementations}
-        if backend not in named:
-            raise BackendError(f"{self.name}: backend {backend!r} is unknown; choose auto, {', '.join(named)}")
-        reason = named[backend].missing(device)
-        if reason is not None:
-            raise BackendError(f"{self.name}: backend {backend!r} cannot run here: {reason}; backend='auto' can")
-        return backend
-
-    def load(self, name: str) -> Callable[..., Any]:
-        """The implementation of that name."""
-        return next(i for i in self.implementations if i.name == name).load()
-
-
-def triton_missing(device: str) -> str | None:
-    """Why Triton kernels cannot run on this device type."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {device}, Triton needs CUDA (or TRITON_INTERPRET=1, slow)"
-    return None
-
-
-def _everywhere(_device: str) -> None:
-    return None
-
-
-def _on_cuda(device: str) -> bool:
-    return device == "cuda"
-
-
-_SEP_ATTENTION = "megatron_sep.kernels.sep_attention"
-_SEP_DECODE = "megatron_sep.kernels.sep_decode"
 OPERATIONS = {
     operation.name: operation
     for operation in (
         Operation(
             "sep_attention",
             (
-                Implementation("triton", f"{_SEP_ATTENTION}.triton:triton_attention", triton_missing, _on_cuda),
-                Implementation("flex", f"{_SEP_ATTENTION}.flex:flex_sep_attention", _everywhere, lambda _: False),
-                Implementation("reference", f"{_SEP_ATTENTION}.reference:reference_attention", _everywhere),
+                _fused("triton", f"{_SEP}.triton:triton_attention", why_not.fused_attention, on_cuda),
+                _attention("flex", f"{_SEP}.flex:flex_sep_attention", why_not.flex_attention, never),
+                _attention("reference", f"{_SEP}.reference:reference_attention", why_not.nothing, always),
+            ),
+        ),
+        Operation(
+            "full_attention",
+            (
+                _full("torch", f"{_FULL}.native:causal_attention", why_not.causal_attention, always),
+                _full("reference", f"{_SEP}.reference:reference_attention", why_not.nothing, always),
             ),
         ),
         Operation(
             "sep_decode",
             (
-                Implementation("triton", f"{_SEP_DECODE}.triton:triton_decode", triton_missing, _on_cuda),
-                Implementation("reference", f"{_SEP_DECODE}.reference:reference_decode", _everywhere),
+                _decode("triton", f"{_DECODE}.triton:triton_decode", why_not.fused_decode, on_cuda),
+                _decode("reference", f"{_DECODE}.reference:reference_decode", why_not.nothing, always),
+            ),
+        ),
+        Operation(
+            "sep_compact",
+            (
+                _decode("triton", f"{_DECODE}.triton:triton_compact", why_not.fused_decode, on_cuda),
+                _decode("reference", f"{_DECODE}.reference:reference_compact", why_not.nothing, always),
+            ),
+        ),
+        Operation(
+            "layernorm",
+            (
+                _norm("torch", f"{_NORM}.native:layer_norm", why_not.nothing, always),
+                _norm("transformer_engine", f"{_NORM}.transformer_engine:layer_norm", _no_engine, never),
+                _norm("apex", f"{_NORM}.apex:layer_norm", _no_apex_norm, never),
+                _norm("reference", f"{_NORM}.reference:LayerNorm", why_not.nothing, never),
+            ),
+        ),
+        Operation(
+            "rmsnorm",
+            (
+                _norm("torch", f"{_NORM}.native:rms_norm", why_not.nothing, always),
+                _norm("transformer_engine", f"{_NORM}.transformer_engine:rms_norm", _no_engine, never),
+                _norm("apex", f"{_NORM}.apex:rms_norm", _no_apex_norm, never),
+                _norm("reference", f"{_NORM}.reference:RMSNorm", why_not.nothing, never),
+            ),
+        ),
+        Operation(
+            "cross_entropy",
+            (
+                _loss("torch", f"{_LOSS}.native:token_losses", why_not.whole_vocabulary, always),
+                _loss("reference", f"{_LOSS}.reference:token_losses", why_not.whole_vocabulary, never),
+            ),
+        ),
+        Operation(
+            "adamw",
+            (
+                _adamw("torch", f"{_ADAMW}.native:ADAMW", why_not.nothing, always),
+                _adamw("transformer_engine", f"{_ADAMW}.transformer_engine:ADAMW", _no_engine_adam, never),
+                _adamw("apex", f"{_ADAMW}.apex:ADAMW", _no_apex_adam, never),
+                _adamw("reference", f"{_ADAMW}.reference:ADAMW", why_not.nothing, never),
             ),
         ),
     )
 }
 
 
-def choose(operation: str, backend: str, device: str) -> str:
-    """The implementation's name for a backend and a device type; what "auto" takes is printed once."""
-    name = OPERATIONS[operation].choose(backend, device)
-    if backend == "auto" and (operation, device) not in _announced:
-        _announced.add((operation, device))
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{operation}: {name} on {device}", file=sys.stderr)
-    return name
+def function_for(
+    operation: str, backend: str, device: torch.device, dtype: torch.dtype, **facts: int | bool
+) -> Callable[..., Any]:
+    """The function for a call on tensors that are at hand; ``facts`` are the other fields of ``Call``.
+
+    In compiled code it is a constant of the graph, so the facts must be constants there, not symbols.
+    """
+    found: Callable[..., Any] = getattr(_loaded, _constant_key(operation, backend, device, dtype, **facts))
+    return found
 
 
-_announced: set[tuple[str, str]] = set()
+@assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_key(operation: str, backend: str, device: torch.device, dtype: torch.dtype, **facts: int | bool) -> str:
+    return _load(operation, backend, device, dtype, **facts)
+
+
+@cache
+def _load(operation: str, backend: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> str:
+    """Load the function for a call; its key in ``_loaded``, because a constant of a graph may be no function."""
+    row = OPERATIONS[operation].choose(Call.on(device, dtype, **facts), backend)
+    key = f"{operation}__{row.name}"
+    setattr(_loaded, key, row.load())
+    return key
+
+
+_loaded = SimpleNamespace()

@@ -1,11 +1,11 @@
 """From configuration to TransformerConfig to GPTModel, nowhere else."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch.nn.functional import gelu, silu
 
 from megatron_sep.config.schema import ModelConfig, RotaryScalingConfig
 from megatron_sep.config.size import ModelError
+from megatron_sep.kernels.call import Call
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.decoder_layer import decoder_block
 from megatron_sep.model.init import initialise
+from megatron_sep.model.operations import resolve
 from megatron_sep.parallel.topology import Topology
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,8 +59,6 @@ def transformer_config(
         "gradient_accumulation_fusion": False,
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
-        # megatron-core's fused loss, which Decoder leaves to tensor parallelism, rounds its gradient to bf16
-        "cross_entropy_loss_fusion": topology.device.type == "cuda" and precision == "bf16",
         "attention_backend": AttnBackend.unfused,
     }
     return TransformerConfig(**(settings | more))
@@ -77,25 +77,38 @@ def build_model(
     seed: int,
     sequence_parallel: bool = False,
     backend: str = "auto",
+    other_backends: Mapping[str, str] = MappingProxyType({}),
     recompute: bool = False,
     compiled: bool = False,
-) -> GPTModel:
-    """This rank's part of the model, initialised, on the GPU where there is one. Raises ModelError.
+) -> Decoder:
+    """This rank's part of the model, initialised, on the GPU where there is one. Raises ModelError, BackendError.
 
     Call it with ids, positions, and in place of the attention mask the plans of ``attention.layers.plan_layers``.
+    ``backend`` is that of Sep-Attention, ``other_backends`` those of other operations by name, "auto" where not named.
     """
     if vocab_size % topology.tensor.size:
         raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={topology.tensor.size}")
-    config = transformer_config(model, topology, precision, sequence_parallel)
+    operations = resolve(
+        Call.on(
+            topology.device,
+            DTYPES[precision],
+            head_size=model.head_size,
+            dropout=model.attention_dropout > 0,
+            training=True,
+            tensor_parallel=topology.tensor.size,
+        ),
+        model.norm,
+        dict(sep_attention=backend, **other_backends),
+    )
     built = Decoder(
-        config=config,
+        config=transformer_config(model, topology, precision, sequence_parallel),
+        operations=operations,
         transformer_layer_spec=decoder_block(
             num_layers=len(topology.stage_layers(model.num_layers)),
-            norm=model.norm,
+            operations=operations,
             parallel_residual=model.parallel_residual,
             recompute=recompute,
             compiled=compiled,
-            backend=backend,
         ),
         vocab_size=vocab_size,
         max_sequence_length=model.sequence_length,
@@ -110,7 +123,7 @@ def build_model(
     if model.rotary_scaling:
         _slow_down(built.rotary_pos_emb, model.rotary_scaling)
     initialise(built, model, seed, topology)
-    return built.cuda()
+    return built.cuda()  # type: ignore[no-any-return]
 
 
 def _slow_down(rotary: RotaryEmbedding, scaling: RotaryScalingConfig) -> None:

@@ -1,5 +1,6 @@
 """megatron-core's core attention, computed by Sep-Attention under the plan of its layer."""
 
+import math
 from typing import Any
 
 from megatron.core import tensor_parallel
@@ -7,7 +8,8 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from megatron_sep.attention.pattern import MaskPlan
-from megatron_sep.kernels.sep_attention import sep_attention
+from megatron_sep.kernels.sep_attention import check_fit
+from megatron_sep.model.operations import Operations
 
 
 class SepCoreAttention(MegatronModule):  # type: ignore[misc]
@@ -16,22 +18,23 @@ class SepCoreAttention(MegatronModule):  # type: ignore[misc]
     def __init__(
         self,
         config: TransformerConfig,
+        operations: Operations,
         attention_dropout: float | None = None,
-        backend: str = "auto",
         **_: Any,
     ) -> None:
         super().__init__(config=config)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        self.backend = backend
+        self.scale = 1 / math.sqrt(config.kv_channels)
+        self.full_attention, self.sep_attention = operations.full_attention, operations.sep_attention
 
     def forward(self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, attention_mask: MaskPlan, **_: Any) -> Tensor:
         """``attention_mask`` is the layer's plan; returns [S, B, H * D]."""
         q_BHSD, k_BHSD, v_BHSD = (t.permute(1, 2, 0, 3) for t in (q_SBHD, k_SBHD, v_SBHD))
+        check_fit(q_BHSD, k_BHSD, v_BHSD, attention_mask)
+        attend = self.full_attention if attention_mask.causal else self.sep_attention
         if self.training and self.dropout > 0:
             with tensor_parallel.get_cuda_rng_tracker().fork():  # heads differ between tensor-parallel ranks
-                o_BHSD = sep_attention(
-                    q_BHSD, k_BHSD, v_BHSD, attention_mask, backend=self.backend, dropout=self.dropout
-                )
+                o_BHSD = attend(q_BHSD, k_BHSD, v_BHSD, attention_mask, self.scale, self.dropout)
         else:
-            o_BHSD = sep_attention(q_BHSD, k_BHSD, v_BHSD, attention_mask, backend=self.backend)
+            o_BHSD = attend(q_BHSD, k_BHSD, v_BHSD, attention_mask, self.scale)
         return o_BHSD.permute(2, 0, 1, 3).flatten(2)

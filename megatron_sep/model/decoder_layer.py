@@ -1,7 +1,7 @@
 """The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,34 +14,24 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.kernels.norm import MakeNorm
 from megatron_sep.model.core_attention import SepCoreAttention
-
-
-class LayerNorm(torch.nn.LayerNorm):
-    """torch's LayerNorm, built as megatron-core builds its norms."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        _mark_replicated(self, config)
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, built as megatron-core builds its norms."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        _mark_replicated(self, config)
-
+from megatron_sep.model.operations import Operations
 
 _COMPILATIONS = 64
 """The most of one layer: each window of an annealing has its own, in training and in validation."""
-NORMS: Mapping[str, type[torch.nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-def _mark_replicated(norm: torch.nn.Module, config: TransformerConfig) -> None:
-    """Tell megatron-core to sum these gradients over the tensor-parallel ranks."""
-    for parameter in norm.parameters():
-        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+class Norm:
+    """Makes a norm where megatron-core builds its own, and marks it as megatron-core does."""
+
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float, make: MakeNorm, **_: Any
+    ) -> torch.nn.Module:
+        norm = make(hidden_size, eps, config.params_dtype)
+        for parameter in norm.parameters():  # tells it to sum these gradients over the tensor-parallel ranks
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
 
 
 class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
@@ -123,19 +113,21 @@ def _restored(states: dict[str, Tensor]) -> Iterator[None]:
 def decoder_block(
     *,
     num_layers: int,
-    norm: str,
+    operations: Operations,
     parallel_residual: bool,
     recompute: bool,
     compiled: bool,
-    backend: str,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
     spec.module = DecoderLayer
     spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    norm = ModuleSpec(module=Norm, params={"make": operations.norm})
     parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = NORMS[norm]
-    parts.self_attention.submodules.core_attention = ModuleSpec(module=SepCoreAttention, params={"backend": backend})
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
+    parts.self_attention.submodules.core_attention = ModuleSpec(
+        module=SepCoreAttention, params={"operations": operations}
+    )
     parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=NORMS[norm])
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

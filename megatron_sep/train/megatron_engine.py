@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -19,6 +18,9 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
+from megatron_sep.kernels.adamw import AdamW
+from megatron_sep.model.decoder import Decoder
+from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.microbatch import Microbatch
@@ -43,13 +45,13 @@ class Written:
 
 
 class MegatronEngine(Engine):
-    """Trains one GPTModel; every rank of the job holds one."""
+    """Trains one Decoder with the optimizer of its operations; every rank of the job holds one."""
 
     name = "megatron"
 
     def __init__(
         self,
-        model: GPTModel,
+        model: Decoder,
         topology: Topology,
         optimizer: OptimizerConfig,
         *,
@@ -67,7 +69,8 @@ class MegatronEngine(Engine):
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
         self._model = DistributedDataParallel(core, ddp, self._module)
-        self._optimizer = _optimizer(self._model, optimizer, precision, loss_scale)
+        self._adamw: AdamW = model.operations.adamw
+        self._optimizer = _optimizer(self._model, self._adamw, optimizer, precision, loss_scale)
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
@@ -122,7 +125,8 @@ class MegatronEngine(Engine):
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
         weights = _tensors_alone(self._module.sharded_state_dict())
-        optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
+        with adam_of(self._adamw.library, self._adamw.kind):
+            optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
@@ -131,11 +135,16 @@ class MegatronEngine(Engine):
         assert all(name.endswith(_EXTRA_STATE) for name in missing)
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
-        self._optimizer.load_state_dict(settings)
+        with adam_of(self._adamw.library, self._adamw.kind):
+            self._optimizer.load_state_dict(settings)
+        for group in self._optimizer.param_groups:  # now those of the run that wrote them
+            group.update(self._adamw.settings)
         # megatron-core gives every parameter the same step tensor, which torch's AdamW would advance once for each,
         # and then looks for it among the moments
         per_parameter = self._optimizer.optimizer.state
-        steps = {parameter: values.pop("step").clone() for parameter, values in per_parameter.items()}
+        steps = {
+            parameter: values.pop("step").clone() for parameter, values in per_parameter.items() if "step" in values
+        }
         self._optimizer.load_parameter_state_from_fully_reshardable(moments)
         for parameter, step in steps.items():
             per_parameter[parameter]["step"] = step
@@ -174,11 +183,12 @@ def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[
 
 def _optimizer(
     model: DistributedDataParallel,
+    adamw: AdamW,
     config: OptimizerConfig,
     precision: str,
     scale: LossScaleConfig,
 ) -> MegatronOptimizer:
-    """AdamW on fp32 master weights; one fused kernel a step."""
+    """AdamW on fp32 master weights, its state as before the first step: a checkpoint's content is always the same."""
     core = CoreOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -197,17 +207,11 @@ def _optimizer(
         loss_scale_window=scale.growth_interval,
         hysteresis=scale.hysteresis,
     )
-    optimizer = get_megatron_optimizer(core, [model])
+    with adam_of(adamw.library, adamw.kind):
+        optimizer = get_megatron_optimizer(core, [model])
     (optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
     for group in optimizer.param_groups:
-        group["fused"] = True
+        group.update(adamw.settings)
         for parameter in group["params"]:
-            _start_state(optimizer.optimizer.state[parameter], parameter)
+            optimizer.optimizer.state[parameter].update(adamw.start(parameter))
     return optimizer
-
-
-def _start_state(state: Tree, parameter: Tensor) -> None:
-    """AdamW's state before its first step, so that a checkpoint has the same content whenever it is made."""
-    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    state["exp_avg"] = torch.zeros_like(parameter)
-    state["exp_avg_sq"] = torch.zeros_like(parameter)

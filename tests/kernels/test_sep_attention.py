@@ -10,7 +10,8 @@ from support.cases import random_cases
 from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
-from megatron_sep.kernels.registry import OPERATIONS, BackendError
+from megatron_sep.kernels import operation, registry
+from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_attention.flex import block_any_all, block_mask
 
@@ -175,6 +176,17 @@ def test_the_front_door_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(run(q, k, v), sep_attention(q, k, v, plan))
 
 
+def test_compiled_it_takes_sizes_that_change() -> None:
+    """Other rows, lengths, scales and head sizes, with and without gradients: never a break, never another result."""
+    torch._dynamo.reset()
+    run = torch.compile(sep_attention, fullgraph=True, backend="aot_eager")
+    for batch, length, size, scale in ((1, 24, 8, None), (2, 24, 8, 0.3), (2, 31, 8, 0.4), (3, 31, 16, 0.5)):
+        plan = AttentionPattern(5, 1).plan(torch.zeros(batch, length, dtype=torch.long))
+        q, k, v = qkv(batch, 4, 2, length, size)
+        for tensors in ((q, k, v), (q.requires_grad_(), k, v)):
+            torch.testing.assert_close(run(*tensors, plan, scale=scale), sep_attention(*tensors, plan, scale=scale))
+
+
 def test_reference_dropout_keeps_the_mean_and_others_refuse_it() -> None:
     """Dropout exists in the reference alone; elsewhere it is an error that says where it exists."""
     torch.manual_seed(0)
@@ -184,13 +196,15 @@ def test_reference_dropout_keeps_the_mean_and_others_refuse_it() -> None:
     kept = sep_attention(q, k, v.abs(), plan)
     assert not torch.allclose(dropped, kept)
     assert dropped.mean().item() == pytest.approx(kept.mean().item(), rel=0.02)
-    with pytest.raises(ValueError, match="reference"):
-        sep_attention(q, k, v, plan, backend="flex", dropout=0.1)
+    for backend in ("flex", "triton"):
+        with pytest.raises(BackendError, match=rf"'{backend}' cannot run here: it has no dropout.*takes 'reference'"):
+            sep_attention(q, k, v, plan, backend=backend, dropout=0.1)
 
 
 def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """``auto`` prints what it took the first time and is silent after; on CPU it takes the reference."""
-    monkeypatch.setattr("megatron_sep.kernels.registry._announced", set())
+    monkeypatch.setattr(operation, "_announced", set())
+    registry._load.cache_clear()
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
     for _ in range(2):
         sep_attention(*qkv(1, 1, 1, 16, 8), plan)
@@ -200,6 +214,7 @@ def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str], monkeypat
 def test_a_backend_that_is_unknown_or_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """No silent fallback: the error names the backend, the reason and the way out."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    registry._load.cache_clear()
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
     with pytest.raises(BackendError, match=r"fast.*reference"):
         sep_attention(*qkv(1, 1, 1, 16, 8), plan, backend="fast")
@@ -219,12 +234,3 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         sep_attention(q[:, :3, :12], k, v, plan)
     with pytest.raises(ValueError, match=r"\(1, 16\)"):
         sep_attention(*qkv(1, 1, 1, 12, 8), plan)
-
-
-def test_registry_names_importable_functions() -> None:
-    """Each row of the registry can be loaded, and the last row of an operation runs everywhere."""
-    for operation in OPERATIONS.values():
-        assert operation.implementations[-1].missing("cpu") is None
-        for implementation in operation.implementations:
-            if implementation.missing("cpu") is None:
-                assert callable(operation.load(implementation.name))

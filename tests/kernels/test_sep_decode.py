@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_sep.kernels.registry import OPERATIONS, BackendError
+from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.sep_decode import compact, decode_attention
 from megatron_sep.kernels.sep_decode.triton import Launch, choose_launch
 
@@ -464,10 +464,3 @@ def test_what_does_not_fit_is_an_error() -> None:
         step.run("cuda")
     with pytest.raises(ValueError, match=r"due is .*bool or int8"):
         compact(step.k[None], step.v[None], step.reach_end, step.length, step.length)
-
-
-def test_the_registry_knows_both() -> None:
-    """Triton where there is CUDA, the reference everywhere."""
-    operation = OPERATIONS["sep_decode"]
-    assert operation.choose("auto", "cpu") == "reference"
-    assert operation.choose("auto", "cuda") == "triton"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_sep.attention.annealing import Annealing
-from megatron_sep.attention.layers import layer_patterns
+from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AnnealingConfig, ModelConfig
@@ -51,3 +51,23 @@ def test_every_window_of_an_annealing_is_compiled(monkeypatch: pytest.MonkeyPatc
             torch.testing.assert_close(both[1], both[0], atol=1e-5, rtol=1e-5)
     for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four layers, full and Sep, are two graphs without a break; the third is the loss."""
+    from torch._dynamo.utils import counters
+
+    from megatron_sep.model.build import build_model
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=2, sequence_length=LENGTH)
+    model = build_model(config, topology(), vocab_size=64, precision="fp32", seed=1, backend="triton", compiled=True)
+    ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(0)).to(current_device())
+    plans = plan_layers(layer_patterns(AttentionPattern(9, 2, (5, 9)), 4, (0, -1)), ids)
+    torch._dynamo.reset()
+    counters.clear()
+    for _ in range(2):
+        model(ids, torch.arange(LENGTH, device=ids.device)[None], plans, labels=ids).mean().backward()
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]

@@ -1,21 +1,24 @@
 """Sep-Attention: softmax attention over the keys that a plan makes visible, in several equal implementations."""
 
 import math
+import operator
+from typing import Protocol
 
+import torch
 from torch import Tensor
-from torch.compiler import assume_constant_result
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_sep.attention.pattern import MaskPlan
-from megatron_sep.kernels import registry
+from megatron_sep.kernels.registry import function_for
 
-_FASTEST_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+
+class Attention(Protocol):
+    """What a row of ``sep_attention`` or ``full_attention`` names."""
+
+    def __call__(
+        self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float, dropout: float = 0.0, /
+    ) -> Tensor:
+        """[B, H, S, D], laid out in memory like the queries; a row that has no dropout takes no such argument."""
+        ...
 
 
 def sep_attention(
@@ -33,53 +36,30 @@ def sep_attention(
     The inputs may be views of any strides; keys and values may have fewer heads, a divisor of the queries'. The queries
     are those of the plan: as many as the keys, or fewer where it has a span of them. ``scale`` multiplies the scores
     (default 1 / sqrt(D)). A plan of plain causal attention goes to torch's own kernels whatever the backend.
-    ``backend``: "auto" (Triton on CUDA but for a span of queries, else the reference), "triton", "flex" or "reference";
-    dropout exists in the reference alone. Raises ValueError for what does not fit, BackendError for a backend that
-    cannot run.
+    ``backend``: "auto" (Triton on CUDA where it can, else the reference), "triton", "flex" or "reference"; dropout
+    exists in the reference alone. Raises ValueError for what does not fit, BackendError for a backend that cannot take
+    it.
     """
-    _check(q_BHSD, k_BHSD, v_BHSD, plan)
+    check_fit(q_BHSD, k_BHSD, v_BHSD, plan)
     if scale is None:
         scale = 1 / math.sqrt(q_BHSD.shape[-1])
-    if plan.causal:
-        return causal_attention(q_BHSD, k_BHSD, v_BHSD, scale, dropout)
-    if backend == "auto" and plan.span is not None:
-        backend = "reference"  # the fused kernel takes queries at all positions
-    name = _choose(backend, q_BHSD.device.type)
-    if dropout and name != "reference":
-        raise ValueError(
-            f"sep_attention: backend {name!r} has no dropout (got {dropout}); set it to 0 or pass backend='reference'"
-        )
-    if name == "reference":
-        from megatron_sep.kernels.sep_attention.reference import reference_attention
-
-        return reference_attention(q_BHSD, k_BHSD, v_BHSD, plan, scale, dropout)
-    if name == "flex":
-        from megatron_sep.kernels.sep_attention.flex import flex_sep_attention
-
-        return flex_sep_attention(q_BHSD, k_BHSD, v_BHSD, plan, scale)
-    from megatron_sep.kernels.sep_attention.triton import triton_attention
-
-    out: Tensor = triton_attention(q_BHSD, k_BHSD, v_BHSD, plan, scale)
+    attend = function_for(
+        "full_attention" if plan.causal else "sep_attention",
+        "auto" if plan.causal else backend,
+        q_BHSD.device,
+        q_BHSD.dtype,
+        head_size=operator.index(q_BHSD.shape[3]),  # in compiled code a constant, and so are the comparisons by `not`
+        dropout=not dropout <= 0,
+        positive_scale=not scale <= 0,
+        whole=plan.span is None,
+        training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
+    )
+    out: Tensor = attend(q_BHSD, k_BHSD, v_BHSD, plan, scale, *((dropout,) if dropout else ()))
     return out
 
 
-def causal_attention(
-    q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scale: float | None = None, dropout: float = 0.0
-) -> Tensor:
-    """Every query sees every earlier key: the fastest of torch's kernels that can run these inputs."""
-    grouped = q_BHSD.shape[1] != k_BHSD.shape[1]
-    with sdpa_kernel(_FASTEST_FIRST, set_priority=True):
-        return scaled_dot_product_attention(
-            q_BHSD, k_BHSD, v_BHSD, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
-        )
-
-
-@assume_constant_result  # type: ignore[untyped-decorator]
-def _choose(backend: str, device: str) -> str:
-    return registry.choose("sep_attention", backend, device)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: MaskPlan) -> None:
+def check_fit(q: Tensor, k: Tensor, v: Tensor, plan: MaskPlan) -> None:
+    """Raise ValueError for tensors that do not fit each other or their plan."""
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
         raise ValueError(
             "sep_attention: q [B, H, Q, D] and k, v [B, H or fewer, T, D] do not fit each other: "

@@ -6,13 +6,13 @@ keeps its own. Slots ``[0, length)`` of a row are in use; slot c is dead once ``
 until ``compact``.
 """
 
+import operator
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.compiler import assume_constant_result
 
-from megatron_sep.kernels import registry
+from megatron_sep.kernels.registry import function_for
 
 Rotary: TypeAlias = tuple[Tensor, Tensor]
 """cos and sin, fp32 [C or more, N/2]: the angles of the first N <= D dimensions at an index; rotate-half pairs."""
@@ -44,9 +44,9 @@ def decode_attention(
     it is read; the query comes unrotated and turns by the angle of its own slot, ``length`` (positions inside the
     cache). None: queries and keys are used as they are.
 
-    ``backend``: "auto" (Triton on CUDA, else the reference), "triton" or "reference". The kernel never waits for the
-    host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises ValueError for
-    what does not fit, BackendError for a backend that cannot run.
+    ``backend``: "auto" (Triton on CUDA where it can, else the reference), "triton" or "reference". The kernel never
+    waits for the host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises
+    ValueError for what does not fit, BackendError for a backend that cannot take it.
     """
     _check_caches("k [B, K, C, D] and v", k_BKCD, v_BKCD, 4)
     _check_step(q_BHD, k_new_BKD, v_new_BKD, k_BKCD)
@@ -54,14 +54,9 @@ def decode_attention(
     if rotary is not None:
         _check_rotary(rotary, k_BKCD)
     arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, reach_end_RC, now_R, scale, rotary)
-    if _choose(backend, q_BHD.device.type) == "triton":
-        from megatron_sep.kernels.sep_decode.triton import triton_decode
-
-        fused: Tensor = triton_decode(*arguments)
-        return fused
-    from megatron_sep.kernels.sep_decode.reference import reference_decode
-
-    return reference_decode(*arguments)
+    decode = function_for("sep_decode", backend, q_BHD.device, q_BHD.dtype, head_size=operator.index(q_BHD.shape[2]))
+    out: Tensor = decode(*arguments)
+    return out
 
 
 @torch.no_grad()
@@ -89,19 +84,10 @@ def compact(
         )
     if due_R.device != k_LBKCD.device:
         raise ValueError(f"sep_decode: due is on {due_R.device}, the caches on {k_LBKCD.device}; move it there")
-    if _choose(backend, k_LBKCD.device.type) == "triton":
-        from megatron_sep.kernels.sep_decode.triton import triton_compact
-
-        triton_compact(k_LBKCD, v_LBKCD, source_RC, new_length_R, due_R)
-    else:
-        from megatron_sep.kernels.sep_decode.reference import reference_compact
-
-        reference_compact(k_LBKCD, v_LBKCD, source_RC, new_length_R, due_R)
-
-
-@assume_constant_result  # type: ignore[untyped-decorator]
-def _choose(backend: str, device: str) -> str:
-    return registry.choose("sep_decode", backend, device)
+    move = function_for(
+        "sep_compact", backend, k_LBKCD.device, k_LBKCD.dtype, head_size=operator.index(k_LBKCD.shape[4])
+    )
+    move(k_LBKCD, v_LBKCD, source_RC, new_length_R, due_R)
 
 
 def _check_caches(names: str, k: Tensor, v: Tensor, axes: int) -> None:

@@ -8,6 +8,7 @@ forward, backward, gradient clipping and AdamW.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -87,6 +88,8 @@ def measure(
         num_attention_heads=options.heads,
         sequence_length=length,
     )
+    gc.collect()  # the model before this one goes, or its memory would count
+    torch.cuda.empty_cache()
     model = build_model(
         config, topology, vocab_size=VOCAB, precision="bf16", seed=1, compiled=torch.cuda.is_available()
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
@@ -16,6 +17,7 @@ from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
@@ -100,12 +102,25 @@ class MegatronEngine(Engine):
             group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
         if self._optimizer.prepare_grads():  # fp16: an overflow, and the loss scale was lowered
             return StepResult(math.inf, applied=False)
-        clip = self._config.clip_grad
-        norm = float(self._optimizer.clip_grad_norm(clip) if clip else self._optimizer.get_grad_norm())
+        total = self._grad_norm()
+        if self._config.clip_grad:
+            clip_grads_with_norm_(self._optimizer.get_parameters(), self._config.clip_grad, total)
+        norm = float(total)
         if not math.isfinite(norm):
             return StepResult(norm, applied=False)
         self._optimizer.step_with_ready_grads()
         return StepResult(norm, applied=True)
+
+    def _grad_norm(self) -> Tensor:
+        """Of all gradients of the job, fp32, on the device.
+
+        megatron-core's own, where it finds neither Transformer Engine nor apex, waits for the device once for each
+        parameter.
+        """
+        gradients = self._optimizer.get_main_grads_for_grad_norm()
+        square = get_total_norm(gradients).to(self._topology.device).square()
+        dist.all_reduce(square, group=self._optimizer.get_grad_stats_parallel_group())
+        return square.sqrt()
 
     def begin_save(self, folder: Path) -> Written:
         """In torch's distributed format, through megatron-core; the folder holds all of it when this returns."""

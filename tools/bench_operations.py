@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.kernels.adamw import AdamW
@@ -84,7 +85,8 @@ def adamw(found: AdamW, tokens: int, size: int, _dtype: torch.dtype, compiled: b
     if compiled:
         return None
     parameters = [torch.randn(size, device=current_device(), requires_grad=True) for _ in range(tokens)]
-    optimizer = found.kind(parameters, lr=1e-4)
+    kind: Any = found.kind
+    optimizer: Optimizer = kind(parameters, lr=1e-4)
     for group in optimizer.param_groups:
         group.update(found.settings)
     for parameter in parameters:

@@ -20,6 +20,7 @@ _KERNELS = "megatron_sep.kernels"
 _SEP, _FULL, _DECODE = f"{_KERNELS}.sep_attention", f"{_KERNELS}.full_attention", f"{_KERNELS}.sep_decode"
 _NORM, _LOSS, _ADAMW = f"{_KERNELS}.norm", f"{_KERNELS}.cross_entropy", f"{_KERNELS}.adamw"
 
+# Rows that are tested and timed together
 _attention = partial(Implementation, benchmark="tools/bench_attention.py", tests="tests/kernels/test_sep_attention.py")
 _full = partial(_attention, tests="tests/kernels/test_full_attention.py")
 _fused = partial(_attention, tests="tests/kernels/test_sep_attention_fused.py")
@@ -30,8 +31,8 @@ _adamw = partial(Implementation, benchmark="tools/bench_operations.py", tests="t
 
 _no_apex_norm = why_not.packages("apex.normalization", "fused_layer_norm_cuda")
 _no_apex_adam = why_not.packages("apex.optimizers", "amp_C")
-_no_engine = why_not.packages("transformer_engine.pytorch")
-_no_engine_adam = why_not.packages("transformer_engine.pytorch.optimizers")
+_no_transformer_engine = why_not.packages("transformer_engine.pytorch")
+_no_transformer_engine_adam = why_not.packages("transformer_engine.pytorch.optimizers")
 
 OPERATIONS = {
     operation.name: operation
@@ -69,7 +70,7 @@ OPERATIONS = {
             "layernorm",
             (
                 _norm("torch", f"{_NORM}.native:layer_norm", why_not.nothing, always),
-                _norm("transformer_engine", f"{_NORM}.transformer_engine:layer_norm", _no_engine, never),
+                _norm("transformer_engine", f"{_NORM}.transformer_engine:layer_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:layer_norm", _no_apex_norm, never),
                 _norm("reference", f"{_NORM}.reference:LayerNorm", why_not.nothing, never),
             ),
@@ -78,7 +79,7 @@ OPERATIONS = {
             "rmsnorm",
             (
                 _norm("torch", f"{_NORM}.native:rms_norm", why_not.nothing, always),
-                _norm("transformer_engine", f"{_NORM}.transformer_engine:rms_norm", _no_engine, never),
+                _norm("transformer_engine", f"{_NORM}.transformer_engine:rms_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:rms_norm", _no_apex_norm, never),
                 _norm("reference", f"{_NORM}.reference:RMSNorm", why_not.nothing, never),
             ),
@@ -94,7 +95,7 @@ OPERATIONS = {
             "adamw",
             (
                 _adamw("torch", f"{_ADAMW}.native:ADAMW", why_not.nothing, always),
-                _adamw("transformer_engine", f"{_ADAMW}.transformer_engine:ADAMW", _no_engine_adam, never),
+                _adamw("transformer_engine", f"{_ADAMW}.transformer_engine:ADAMW", _no_transformer_engine_adam, never),
                 _adamw("apex", f"{_ADAMW}.apex:ADAMW", _no_apex_adam, never),
                 _adamw("reference", f"{_ADAMW}.reference:ADAMW", why_not.nothing, never),
             ),

@@ -27,7 +27,7 @@ def fused_attention(call: Call) -> str | None:
     if call.head_size > 256:
         return f"the fused kernel takes head sizes to 256, not {call.head_size}"
     if not call.positive_scale:
-        return "the fused kernel takes a positive scale alone; scale the queries by its sign"
+        return "the fused kernel takes a positive scale alone"
     if not call.whole:
         return "the fused kernel takes plans whose queries are all of their keys, this one has a span of them"
     return _dropout(call) or _wrong_type(call) or _no_triton(call)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import random_cases
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
-from megatron_sep.kernels import operation, registry, why_not
+from megatron_sep.kernels import registry, why_not
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import BackendError, Implementation, Operation, always, never
 from megatron_sep.kernels.sep_attention import sep_attention
@@ -39,10 +40,10 @@ calls = st.builds(
 )
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@random_cases(2000)
 @given(call=calls, name=st.sampled_from(sorted(TABLE)))
 def test_auto_takes_the_first_row_that_it_may_and_that_says_nothing_against_the_call(call: Call, name: str) -> None:
-    """2,000 random calls: never one that says why not, never one that is for names alone, and always one there is."""
+    """Random calls: never one that says why not, never one that is for names alone, and always one there is."""
     chosen = TABLE[name].choose(call)
     assert chosen.why_not(call) is None
     assert chosen.automatic(call)
@@ -50,12 +51,12 @@ def test_auto_takes_the_first_row_that_it_may_and_that_says_nothing_against_the_
         assert not row.automatic(call) or row.why_not(call) is not None
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@random_cases(500)
 @given(call=calls, entry=st.sampled_from(ROWS))
 def test_a_name_is_taken_or_refused_with_the_rows_own_reason(
     call: Call, entry: tuple[Operation, Implementation]
 ) -> None:
-    """500 random calls: never another row than the one that was asked for."""
+    """Random calls: never another row than the one that was asked for."""
     table, row = entry
     reason = row.why_not(call)
     if reason is None:
@@ -104,7 +105,6 @@ IMPOSSIBLE = [
     ("sep_attention", "triton", {"positive_scale": False}, "positive scale"),
     ("sep_attention", "triton", {"whole": False}, "a span of them"),
     ("sep_attention", "flex", {"dropout": True}, "no dropout"),
-    ("sep_attention", "flex", {"whole": False}, "a span of them"),
     ("sep_attention", "flex", {"head_size": 8}, "head sizes from 16 on CUDA, not 8"),
     ("sep_attention", "flex", {"device": "cpu", "training": True}, "no backward pass on the CPU"),
     ("full_attention", "torch", {"whole": False}, "a span of them"),
@@ -207,32 +207,25 @@ def toy(automatic: bool) -> Implementation:
     return Implementation("toy", f"{__name__}:doubled", why_not.nothing, can, "tests/kernels/test_registry.py", "")
 
 
+@pytest.mark.usefixtures("nothing_chosen")
 def test_one_row_is_all_that_a_new_kernel_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name, by auto once it may, and compiled; and no other row is touched."""
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
     q = torch.randn(1, 2, 16, 8)
     table = registry.OPERATIONS["sep_attention"]
-    forget(monkeypatch)
     monkeypatch.setitem(registry.OPERATIONS, "sep_attention", table.with_rows(toy(automatic=False)))
     for run in (sep_attention, torch.compile(sep_attention, fullgraph=True, backend="aot_eager")):
         torch.testing.assert_close(run(q, q, q, plan, backend="toy"), 2 * q)
         torch.testing.assert_close(run(q, q, q, plan), sep_attention(q, q, q, plan, backend="reference"))
     first = Operation("sep_attention", (toy(automatic=True), *table.implementations))
-    forget(monkeypatch)
     monkeypatch.setitem(registry.OPERATIONS, "sep_attention", first)
+    registry._load.cache_clear()
     torch.testing.assert_close(sep_attention(q, q, q, plan), 2 * q)
-    registry._load.cache_clear()
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was chosen and said before."""
-    registry._load.cache_clear()
-    monkeypatch.setattr(operation, "_announced", set())
-
-
+@pytest.mark.usefixtures("nothing_chosen")
 def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One line an operation and choice on the first process, none on the others, none for a name."""
-    forget(monkeypatch)
     call = Call("cpu", torch.float32)
     for _ in range(2):
         TABLE["layernorm"].choose(call)

@@ -1,6 +1,7 @@
 """The reference, FlexAttention and the front door of Sep-Attention on CPU."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,17 +126,26 @@ def test_every_backend_that_takes_a_span_gives_its_rows() -> None:
         for backend in ("auto", "reference", "flex"):
             out = sep_attention(part, k, v, own, backend=backend)
             torch.testing.assert_close(out, whole[:, :, span.start : span.stop], atol=2e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"range\(77, 180\) of 203 keys; pass backend='auto'"):
+    with pytest.raises(
+        BackendError, match=r"'triton' cannot run here: .* a span of them; or choose auto, .*'reference'"
+    ):
         sep_attention(part, k, v, own, backend="triton")
 
 
-def test_auto_takes_the_reference_for_a_span_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nothing_chosen")
+def test_auto_takes_the_reference_for_a_span_wherever_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where auto takes the fused kernel for whole plans, as on CUDA."""
-    monkeypatch.setattr("megatron_sep.kernels.sep_attention._choose", lambda b, _: "triton" if b == "auto" else b)
+    fused, *others = registry.OPERATIONS["sep_attention"].implementations
+    eager = operation.Operation("sep_attention", (replace(fused, automatic=operation.always), *others))
+    monkeypatch.setitem(registry.OPERATIONS, "sep_attention", eager)
     plan = AttentionPattern(4, 1).plan(torch.zeros(1, 24, dtype=torch.long))
     q, k, v = qkv(1, 2, 1, 24, 8)
+    expected = sep_attention(q, k, v, plan)
     found = sep_attention(q[:, :, 9:], k, v, plan.of_queries(range(9, 24)))
-    torch.testing.assert_close(found, sep_attention(q, k, v, plan, backend="reference")[:, :, 9:])
+    torch.testing.assert_close(found, expected[:, :, 9:])
+    assert capsys.readouterr().err == "sep_attention: triton on cpu\nsep_attention: reference on cpu\n"
 
 
 def test_reference_is_softmax_over_the_visible_keys() -> None:
@@ -201,20 +211,19 @@ def test_reference_dropout_keeps_the_mean_and_others_refuse_it() -> None:
             sep_attention(q, k, v, plan, backend=backend, dropout=0.1)
 
 
-def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nothing_chosen")
+def test_auto_says_its_choice_once(capsys: pytest.CaptureFixture[str]) -> None:
     """``auto`` prints what it took the first time and is silent after; on CPU it takes the reference."""
-    monkeypatch.setattr(operation, "_announced", set())
-    registry._load.cache_clear()
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
     for _ in range(2):
         sep_attention(*qkv(1, 1, 1, 16, 8), plan)
     assert capsys.readouterr().err == "sep_attention: reference on cpu\n"
 
 
+@pytest.mark.usefixtures("nothing_chosen")
 def test_a_backend_that_is_unknown_or_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """No silent fallback: the error names the backend, the reason and the way out."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    registry._load.cache_clear()
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))
     with pytest.raises(BackendError, match=r"fast.*reference"):
         sep_attention(*qkv(1, 1, 1, 16, 8), plan, backend="fast")

@@ -92,7 +92,6 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
     _check_backend(config, topology)
-    topology.tell(lambda: config.dir.mkdir(parents=True, exist_ok=True))  # or fail now, and not at the first save
     resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()

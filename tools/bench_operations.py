@@ -84,7 +84,8 @@ def adamw(found: AdamW, tokens: int, size: int, _dtype: torch.dtype, compiled: b
     if compiled:
         return None
     parameters = [torch.randn(size, device=current_device(), requires_grad=True) for _ in range(tokens)]
-    optimizer = found.kind(parameters, lr=1e-4)
+    kind: Any = found.kind  # the base class of optimizers takes no lr, each of the rows does
+    optimizer = kind(parameters, lr=1e-4)
     for group in optimizer.param_groups:
         group.update(found.settings)
     for parameter in parameters:

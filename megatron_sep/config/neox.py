@@ -29,6 +29,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Ignored:
+    """Means nothing here, and may stand in a file."""
+
     reason: str
 
 
@@ -42,6 +44,8 @@ class Only:
 
 @dataclass(frozen=True)
 class Refused:
+    """Cannot be taken over, whatever its value."""
+
     reason: str
 
 
@@ -173,7 +177,7 @@ TABLE: dict[str, Rule] = {
     "eval_iters": To("train.eval_batches"),
     "do_train": Only((True,), "`train` trains"),
     "do_valid": Ignored("train.eval_every says it"),
-    "do_test": Ignored("the test split is for `evaluate`"),
+    "do_test": Ignored("the test split is neither trained nor validated on"),
     # recomputation
     "checkpoint_activations": To("train.recompute"),
     "checkpoint_num_layers": Ignored("each layer is recomputed on its own"),

@@ -1,9 +1,9 @@
 """Every setting of `prepare`: text in, one shard and its manifest out."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_sep.config.schema import PositiveInt, Section, Seed, TokenizerConfig
 
@@ -22,6 +22,8 @@ class TextSourceConfig(Section):
 
 
 class DeduplicateConfig(Section):
+    """Drop documents that repeat others; the first of them stays."""
+
     exact: bool = False
     """Drop a document whose text came before."""
     near: bool = False
@@ -31,9 +33,15 @@ class DeduplicateConfig(Section):
     shingle: PositiveInt = 3
     """Words of a shingle; words are what white space separates."""
     permutations: Annotated[int, Field(ge=16, le=4096)] = 512
-    """Values of a signature: the similarity is known to within 0.34 / sqrt(permutations / 10) / 3.2."""
+    """Values of a signature; the standard error of a similarity of 0.87 is 0.34 / sqrt(permutations)."""
     rows: PositiveInt = 8
     """Values of a band; two documents are compared where all values of one band agree."""
+
+    @model_validator(mode="after")
+    def _a_band_fits(self) -> Self:
+        if self.rows > self.permutations:
+            raise ValueError(f"rows={self.rows} is above permutations={self.permutations}: no band fits a signature")
+        return self
 
 
 class DecontaminateConfig(Section):

@@ -15,6 +15,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
+    """Part of a configuration; a value that does not fit is pydantic's ValidationError, told by ``config.load``."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
@@ -80,14 +82,17 @@ class ModelConfig(Section):
 
     @property
     def head_size(self) -> int:
+        """Values of a query, key or value of one head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def key_value_heads(self) -> int:
+        """Of one layer, whether they are set or as many as of queries."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def mlp_size(self) -> int:
+        """Values between the two matrices of an MLP, whether they are set or 4 x hidden_size."""
         return self.ffn_hidden_size or 4 * self.hidden_size
 
     @property
@@ -163,6 +168,8 @@ class AttentionConfig(Section):
 
 
 class TokenizerConfig(Section):
+    """The tokenizer of the data, in which separators are looked up."""
+
     path: Path
     """A Hugging Face tokenizer.json or a sentencepiece .model."""
     eod: str | None = None
@@ -205,6 +212,8 @@ class InstructionsConfig(Section):
 
 
 class DataConfig(Section):
+    """What is trained and validated on, and in which order."""
+
     path: Path | None = None
     """Prefix of the shard: PATH.bin and PATH.idx, or PATH.idx and the parts PATH-00000-of-00082.bin ..."""
     blend: tuple[ShardConfig, ...] = ()
@@ -278,6 +287,8 @@ class LossScaleConfig(Section):
 
 
 class TrainConfig(Section):
+    """How long and how precisely; the defaults are Pythia's."""
+
     steps: PositiveInt = 143_000
     global_batch_size: PositiveInt = 1024
     """Sequences of one optimizer step, over all ranks."""
@@ -326,6 +337,8 @@ class ParallelConfig(Section):
 
 
 class CheckpointConfig(Section):
+    """When a run is saved, and what it starts from."""
+
     every: PositiveInt = 1000
     """Steps between checkpoints; the last step always makes one."""
     keep: PositiveInt | None = None
@@ -344,6 +357,8 @@ class CheckpointConfig(Section):
 
 
 class MetricsConfig(Section):
+    """Where the numbers of a run go besides the console and metrics.jsonl."""
+
     every: PositiveInt = 10
     """Steps between lines."""
     tensorboard: bool = False

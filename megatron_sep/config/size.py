@@ -36,6 +36,7 @@ class ModelSize:
 
     @property
     def parameters(self) -> int:
+        """Of the whole model, padding of the vocabulary included."""
         h = self.config.hidden_size
         biases = (self._qkv_rows + h + self._fc1_rows + h) * self.config.biases
         norm = h * (2 if self.config.norm == "layernorm" else 1)

@@ -23,7 +23,10 @@ def num_epochs(tokens_per_epoch: int, sequence_length: int, num_samples: int) ->
 
 
 class ShuffledDocuments:
-    """Sequences of a shard, every epoch of them, in a shuffled order, as one stream of tokens."""
+    """Sequences of a shard, every epoch of them, in a shuffled order, as one stream of tokens.
+
+    ``order``: the sequence at each place; ``ends``: tokens of the stream up to the end of each place.
+    """
 
     def __init__(self, shard: Shard, order: npt.NDArray[np.int32], ends: npt.NDArray[np.int64], epochs: int) -> None:
         self.shard, self._order, self._ends, self.epochs = shard, order, ends, epochs

@@ -36,11 +36,14 @@ class FileCheck:
 
     @property
     def good(self) -> bool:
+        """Nothing is known against it."""
         return self.expected is None or self.sha256 == self.expected
 
 
 @dataclass(frozen=True)
 class PileReport:
+    """A set of files whose index and sizes agree, and the sums of each."""
+
     files: tuple[FileCheck, ...]
     """The index, each part, and the tokens joined."""
     documents: int
@@ -48,6 +51,7 @@ class PileReport:
 
     @property
     def wrong(self) -> tuple[FileCheck, ...]:
+        """Files whose sum is not the one that is known."""
         return tuple(check for check in self.files if not check.good)
 
     @property
@@ -98,7 +102,7 @@ def verify(prefix: Path, checksums: Path | None = None, workers: int | None = No
 def join(prefix: Path, output: Path) -> str:
     """Write the parts of PREFIX as one OUTPUT.bin, with its OUTPUT.idx; return the sha256 of the tokens.
 
-    Raises ShardError where a file of that name is there already or the disk has too little room.
+    Raises ShardError where a file of that name is there already or the disk has too little room, and OSError.
     """
     shard = Shard.open(prefix)
     _room(output, _size(shard))
@@ -115,7 +119,7 @@ def join(prefix: Path, output: Path) -> str:
 def split(prefix: Path, output: Path, part_bytes: int = PART_BYTES) -> list[Path]:
     """Cut PREFIX.bin into OUTPUT-00000-of-NNNNN.bin ... of ``part_bytes``, with OUTPUT.idx and OUTPUT.sha256.
 
-    A part ends at its size, within a document or a token too, as the published ones do.
+    A part ends at its size, within a document or a token too, as the published ones do. Raises as ``join`` does.
     """
     if part_bytes < 1:
         raise ShardError(f"part_bytes={part_bytes}: must be at least 1")

@@ -94,12 +94,6 @@ class SourceShare:
     epochs: float
     """Passes over the source's own samples."""
 
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.given:.4%} of the samples (asked {self.asked:.4%}), "
-            f"{self.samples} samples, {self.epochs:.3f} epochs"
-        )
-
 
 class Stream(Protocol):
     """Documents as one run of tokens."""
@@ -273,10 +267,12 @@ class Windows:
 
 
 def num_windows(num_tokens: int, length: int, stride: int) -> int:
+    """How many windows of ``length`` tokens, ``stride`` apart, fit into a stream."""
     return max(0, (num_tokens - length) // stride + 1)
 
 
 def too_small(shard: Shard, split: str, documents: range, num_tokens: int, length: int) -> DataError:
+    """The error of a split that does not hold one sample of ``length`` tokens."""
     return DataError(
         f"{shard.index_path}: the {split} split is {len(documents)} of {shard.num_documents} documents with "
         f"{num_tokens} tokens, one sample takes {length}; give it a larger share in data.split, or more text"

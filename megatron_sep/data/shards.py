@@ -142,10 +142,12 @@ class Shard:
 
     @property
     def num_documents(self) -> int:
+        """Empty ones included."""
         return len(self.documents) - 1
 
     @property
     def num_tokens(self) -> int:
+        """Of all documents, in all files."""
         return self._stream.num_tokens
 
     def document_start(self, document: int) -> int:
@@ -162,6 +164,7 @@ class Shard:
         return low
 
     def document(self, number: int) -> Tokens:
+        """The tokens of one document, as ``tokens`` gives them."""
         return self.tokens(self.document_start(number), self.document_start(number + 1))
 
     def tokens(self, start: int, stop: int) -> Tokens:
@@ -227,6 +230,7 @@ class BinStream:
         self.num_tokens = self.size // self._dtype.itemsize
 
     def read(self, start: int, stop: int) -> Tokens:
+        """Tokens [start, stop), which must be there: a view of a file where they lie in one."""
         first, last = start * self._dtype.itemsize, stop * self._dtype.itemsize
         part = int(np.searchsorted(self._ends, first, side="right")) if len(self._maps) > 1 else 0
         if start == stop:

@@ -72,6 +72,7 @@ class TestRuns:
 
     @classmethod
     def load(cls, folder: Path) -> "TestRuns":
+        """What ``save`` wrote, mapped."""
         words, places = json.loads((folder / "test_places.json").read_text())
         hashes, origin = (np.load(folder / f"test_{name}.npy", mmap_mode="r") for name in ("hashes", "origin"))
         return cls(words, hashes, origin, places)

@@ -40,9 +40,11 @@ class Ledger:
         return self
 
     def path(self, name: str) -> Path:
+        """The file that ``append`` writes to."""
         return self._paths[name]
 
     def append(self, name: str, data: bytes) -> None:
+        """Add to a file; it counts from the next ``commit`` on."""
         self._files[name].write(data)
 
     def commit(self, *, done: bool = False) -> None:
@@ -55,6 +57,7 @@ class Ledger:
         self.done, self._last = done, time.monotonic()
 
     def commit_sometimes(self) -> None:
+        """Commit where the last time is two seconds ago."""
         if time.monotonic() - self._last > _SECONDS:
             self.commit()
 

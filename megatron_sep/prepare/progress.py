@@ -29,6 +29,7 @@ class Progress:
         return self
 
     def update(self, done: int) -> None:
+        """So many bytes are read now."""
         now = time.monotonic()
         self._begin = self._begin or (now, done)
         self._bar.update(self._task, completed=done)

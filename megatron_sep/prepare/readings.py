@@ -109,6 +109,7 @@ def blocks(plan: Sequence[Reading], start: tuple[int, int]) -> Iterator[Block]:
 
 
 def total_bytes(plan: Sequence[Reading]) -> int:
+    """Of the files as they lie on the disk, each as often as it is read."""
     return sum(_size(reading.file) for reading in plan)
 
 

@@ -143,8 +143,10 @@ def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PrepareError(f"{folder}: another process is at work there; wait for it, or end it") from error
         except OSError as error:
-            raise PrepareError(f"{folder}: another process is at work there") from error
+            raise PrepareError(f"{folder}: cannot be locked ({error}); choose an output on another disk") from error
         path = folder / "settings.json"
         if not any((folder / name).exists() for name in _BEGUN):
             write_json(path, settings)

@@ -56,6 +56,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Document:
+    """A text that can be used, and where it stands; lines as in ``Record``."""
+
     text: str
     file: Path
     line: int
@@ -71,18 +73,10 @@ class BadRecordError(UserError):
 
 @dataclass
 class Tally:
-    """Records in = documents kept + dropped, by reason."""
+    """Records that were looked into, and those of them that were dropped, by reason."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def kept(self) -> int:
-        return self.read - self.dropped.total()
-
-    def add(self, other: "Tally") -> None:
-        self.read += other.read
-        self.dropped.update(other.dropped)
 
 
 def read_documents(path: Path, limits: Limits = Limits(), tally: Tally | None = None) -> Iterator[Document]:

@@ -53,13 +53,18 @@ class SourceCount:
 
 @dataclass
 class Encoded:
+    """The documents of a block that stay."""
+
     tokens: bytes
     """Of all documents, in the dtype of the shard."""
     lengths: bytes
     """int32, tokens of each document."""
     counts: dict[int, SourceCount]
+    """By the number of the source."""
     separators: int
+    """Tokens that are one."""
     largest_gap: int
+    """The most tokens from one separator to the next, or to an end of the document."""
 
 
 class Worker:
@@ -81,6 +86,7 @@ class Worker:
         return text if text is None or form == "none" else unicodedata.normalize(_FORMS[form], text)
 
     def scan(self, block: Block) -> Scanned:
+        """Sign each record and look for test sets in it. Raises TextError under the policy ``fail``."""
         status, digests, report = bytearray(), bytearray(), bytearray()
         shingles: list[Hashes] = []
         settings, tally = self.config.deduplicate, Tally()
@@ -98,6 +104,7 @@ class Worker:
         return Scanned(bytes(status), bytes(digests), signature, bytes(report))
 
     def encode(self, block: Block) -> Encoded:
+        """Tokens of the records without a reason to be dropped. Raises TextError under the policy ``fail``."""
         counts: dict[int, SourceCount] = {}
         texts, owners = [], []
         for index, drop in enumerate(block.drops):
@@ -149,10 +156,12 @@ def start(config: PrepareConfig, plan: list[Reading], separators: tuple[int, ...
 
 
 def scan(block: Block) -> Scanned:
+    """``Worker.scan`` of this process."""
     return _worker.scan(block)
 
 
 def encode(block: Block) -> Encoded:
+    """``Worker.encode`` of this process."""
     return _worker.encode(block)
 
 

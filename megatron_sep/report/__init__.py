@@ -1,1 +1,1 @@
-"""Plots and tables of what a run did."""
+"""What a run is, what it read and what it did, in words and pictures."""

@@ -13,8 +13,15 @@ Values = Mapping[str, float]
 
 
 class Sink(Protocol):
-    def log(self, step: int, values: Values) -> None: ...
-    def close(self) -> None: ...
+    """A place that numbers go to; whatever it raises, training goes on without it."""
+
+    def log(self, step: int, values: Values) -> None:
+        """Numbers of a step by their names, such as train/loss; a step may come twice, with other names."""
+        ...
+
+    def close(self) -> None:
+        """No more numbers come."""
+        ...
 
 
 class Metrics:
@@ -92,6 +99,8 @@ class JsonLines:
 
 
 class TensorBoard:
+    """Event files below RUN/tensorboard; what was written past ``start`` is hidden."""
+
     def __init__(self, path: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -106,6 +115,8 @@ class TensorBoard:
 
 
 class Wandb:
+    """A run of the name of its dir, gone on with where it was cut off."""
+
     def __init__(self, config: MetricsConfig, run_dir: Path, run_config: Mapping[str, Any]) -> None:
         import wandb
 

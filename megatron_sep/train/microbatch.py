@@ -12,12 +12,18 @@ from megatron_sep.kernels.sep_attention.index import indexed_layers
 
 @dataclass(frozen=True)
 class Microbatch:
+    """B sequences of T tokens on this process's device."""
+
     ids_BT: Tensor
+    """int64"""
     labels_BT: Tensor
+    """int64: the token that follows each."""
     position_BT: Tensor
+    """int64: of each token in its row."""
     plans: tuple[MaskPlan, ...]
+    """One a layer; layers of the same pattern share theirs."""
     weight_BT: Tensor | None = None
-    """Factor on the loss of each token; None: all count alike."""
+    """fp32: factor on the loss of each label; None: all count alike."""
 
     @classmethod
     def of(

@@ -91,8 +91,6 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     """
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
-    _check_backend(config, topology)
-    topology.tell(lambda: config.dir.mkdir(parents=True, exist_ok=True))  # or fail now, and not at the first save
     resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
@@ -174,13 +172,6 @@ def _check_batch(config: RunConfig, topology: Topology) -> None:
         raise RunError(
             f"train.global_batch_size={config.train.global_batch_size} does not divide by train.micro_batch_size="
             f"{config.train.micro_batch_size} x {ranks} data-parallel rank(s); set it to a multiple of {together}"
-        )
-
-
-def _check_backend(config: RunConfig, topology: Topology) -> None:
-    if config.attention.backend == "flex" and topology.device.type == "cpu":
-        raise RunError(
-            "attention.backend=flex: FlexAttention has no backward pass on the CPU; set attention.backend=reference"
         )
 
 

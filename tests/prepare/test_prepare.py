@@ -196,6 +196,12 @@ def test_nothing_left_is_an_error(tmp_path: Path, make: Make) -> None:
     assert not (tmp_path / "out.bin").exists()
 
 
+def test_bands_that_no_signature_holds_are_refused() -> None:
+    """Or no near duplicate would ever be found, and nobody told."""
+    with pytest.raises(ValueError, match="rows=100 is above permutations=64"):
+        DeduplicateConfig(near=True, rows=100, permutations=64)
+
+
 def test_folders_and_globs_name_files_once(tmp_path: Path) -> None:
     """Sorted, deep, without files of other kinds; what names nothing is an error."""
     for name in ("b/x.txt", "a.jsonl.zst", "c.csv", "b/y.jsonl"):

@@ -40,6 +40,7 @@ from megatron_sep.prepare.receipt import (
     made_files,
     open_work_folder,
     publish,
+    refuse_foreign,
     settings_of,
 )
 from megatron_sep.prepare.text import Limits
@@ -71,6 +72,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         return already
     with open_work_folder(config.output, {**settings, "changed": [r.file.stat().st_mtime_ns for r in plan]}) as folder:
         if not (folder / "manifest.json").exists():
+            refuse_foreign(made_files(config.output).values())
             _make(config, plan, tokenizer, settings, folder)
         return publish(config.output, folder)
 

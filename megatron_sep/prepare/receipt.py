@@ -3,7 +3,7 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,21 @@ def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
         yield folder
 
 
+def refuse_foreign(paths: Iterable[Path]) -> None:
+    """Raise PrepareError for a file that is there already: without a receipt nobody knows whose it is."""
+    there = [str(path) for path in paths if path.exists()]
+    if there:
+        raise PrepareError(
+            f"{', '.join(there)}: is there already and has no receipt of `prepare`; choose another output, or remove it"
+        )
+
+
 def publish(output: Path, folder: Path) -> Manifest:
     """Give the finished files their names, the manifest last, and clear the work folder."""
-    for name, path in made_files(output).items():
-        if (folder / name).exists():
-            (folder / name).replace(path)
+    ready = {folder / name: path for name, path in made_files(output).items() if (folder / name).exists()}
+    refuse_foreign(ready.values())
+    for made, path in ready.items():
+        made.replace(path)
     with written_aside(manifest_path(output)) as aside:
         shutil.copyfile(folder / "manifest.json", aside)
     waste = folder.with_name(folder.name + ".done")  # half a work folder must never be taken for work in progress

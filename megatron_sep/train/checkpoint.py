@@ -104,6 +104,6 @@ def _os_errors(error: BaseException | None) -> Iterator[str]:
 
 def _fresh_directory(path: Path) -> None:
     """Leftovers of a killed save go here, and nowhere else."""
-    for leftover in path.parent.glob("step-*.partial"):
+    for leftover in (*path.parent.glob("step-*.partial"), *path.parent.glob("step-*.replaced")):
         shutil.rmtree(leftover)
     path.mkdir(parents=True)

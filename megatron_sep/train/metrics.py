@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,8 @@ class Metrics:
                 getattr(sink, action)(*arguments)
             except Exception as error:  # whatever a logger does, training goes on
                 self.sinks.remove(sink)
-                print(f"metrics: {type(sink).__name__} failed and is left out: {error}", flush=True)
+                with suppress(OSError):  # a console that went away is one of them
+                    print(f"metrics: {type(sink).__name__} failed and is left out: {error}", flush=True)
 
 
 def make_metrics(

@@ -45,11 +45,14 @@ def _take(run_dir: Path) -> Any:
     owner = _owner(lock.read())
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise DirInUseError(
             f"dir={run_dir}: {owner} trains there already; wait for it, end it, or set another dir"
         ) from error
+    except OSError as error:
+        lock.close()
+        raise DirInUseError(f"dir={run_dir}: cannot be locked ({error}); set a dir on another disk") from error
     if owner != _NOBODY:
         print(f"dir={run_dir}: {owner} ended without letting go of it; taken over", flush=True)
     lock.truncate(0)

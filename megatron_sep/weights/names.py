@@ -145,12 +145,6 @@ def _parts(module: str, config: ModelConfig) -> tuple[str, ...]:
     return ("weight", "bias") if has_bias else ("weight",)
 
 
-def from_hugging_face(weights: Tensors, config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict from that of the family's ForCausalLM."""
-    links = (link for group in groups(config) for link in group)
-    return {link.ours: link.join([weights[name] for name in link.theirs], config) for link in links}
-
-
 def to_hugging_face(weights: Tensors, config: ModelConfig) -> dict[str, Tensor]:
     """The state dict of the family's ForCausalLM from ours."""
     links = (link for group in groups(config) for link in group)

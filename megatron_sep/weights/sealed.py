@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_sep.config.schema import ModelConfig, RunConfig
 from megatron_sep.errors import UserError
-from megatron_sep.files import flush, flush_tree, sha256, versions
+from megatron_sep.files import flush, flush_tree, remove, sha256, versions
 
 Tree = dict[str, Any]
 FORMAT = 2
@@ -204,10 +204,12 @@ def seal(partial: Path, final: Path, description: Tree, files: Mapping[str, Tree
     try:
         write_manifest(partial, description, files)
         flush_tree(partial)
+        replaced = final.with_suffix(".replaced")
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         partial.rename(final)
         flush(final.parent)
+        remove(replaced)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from support.models import LAYERS, LENGTH, MODELS, VOCAB, hugging_face, on_disk, ours, with_masks
+from support.models import LAYERS, LENGTH, MODELS, VOCAB, from_hugging_face, hugging_face, on_disk, ours, with_masks
 from torch import Tensor
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
@@ -20,7 +20,6 @@ from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
 from megatron_sep.parallel.groups import join_job, set_layout
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.weights.names import from_hugging_face
 
 PATTERNS = layer_patterns(AttentionPattern(6, 3, (5, 9, 77, 101, 102, 103)), LAYERS, (0, -1))
 

@@ -273,3 +273,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer_path: 
         ).read_text("latin-1")
     assert not list(tmp_path.glob("killed.work*"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["out.bin", "out.idx"])
+def test_a_file_that_prepare_did_not_make_is_not_overwritten(tokenizer_path: Path, tmp_path: Path, name: str) -> None:
+    """A shard without a receipt, of GPT-NeoX's own tool for example: refused before any work, and left as it is."""
+    (tmp_path / "a.txt").write_text("One two.")
+    (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(PrepareError, match=rf"{name}: is there already and has no receipt of `prepare`; choose"):
+        tokenize_files([tmp_path / "a.txt"], tokenizer_path, tmp_path / "out", workers=1)
+    assert (tmp_path / name).read_bytes() == b"somebody's"
+    assert not (tmp_path / "out.manifest.json").exists()
+    (tmp_path / name).unlink()
+    tokenize_files([tmp_path / "a.txt"], tokenizer_path, tmp_path / "out", workers=1)

@@ -13,7 +13,7 @@ from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.groups import topology
-from megatron_sep.weights.names import from_hugging_face
+from megatron_sep.weights.names import groups
 from megatron_sep.weights.open_source import open_source
 
 LAYERS, LENGTH, VOCAB = 4, 48, 128
@@ -143,3 +143,9 @@ def trained_logits(run: RunConfig, ids_BT: Tensor) -> Tensor:
     position = torch.arange(ids_BT.shape[1])[None]
     logits: Tensor = model.eval()(ids_BT, position, rules.plans(ids_BT))
     return logits
+
+
+def from_hugging_face(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict from that of the family's ForCausalLM."""
+    links = (link for group in groups(config) for link in group)
+    return {link.ours: link.join([weights[name] for name in link.theirs], config) for link in links}

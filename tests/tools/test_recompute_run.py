@@ -1,10 +1,10 @@
 """`tools/recompute_run.py` finds the numbers of a run again, and a number that is not the run's."""
 
+import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,11 +13,18 @@ from megatron_sep.parallel.groups import topology
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-TOOL = Path(__file__).parents[2] / "tools" / "recompute_run.py"
+PATH = Path(__file__).parents[2] / "tools" / "recompute_run.py"
 
 
-def recompute(run: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), str(run)], capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("recompute_run", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -35,23 +42,31 @@ def trained(tiny: Callable[..., RunConfig]) -> Path:
     return config.dir
 
 
-def test_every_number_is_found_again(trained: Path) -> None:
-    """Learning rate, consumed, visible share, density, operations, tokens, and the loss of the step that follows."""
-    done = recompute(trained)
-    assert done.returncode == 0, done.stdout + done.stderr
+def recompute(
+    tool: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[object, str]:
+    """Exit code and what is printed."""
+    monkeypatch.setattr("sys.argv", [str(PATH), str(run)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    return ended.value.code, capsys.readouterr().out
+
+
+def test_every_number_is_found_again_and_no_other(
+    tool: ModuleType, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Learning rate, consumed, visible share, density, operations, tokens, and the loss of the step that follows; a
+    line that is changed by a ten-thousandth is marked."""
+    code, said = recompute(tool, trained, monkeypatch, capsys)
+    assert code == 0, said
     for name in ("train/lr", "train/consumed", "attention/visible", "operations", "train/loss_last of the next step"):
-        assert name in done.stdout
-
-
-@pytest.mark.parametrize("key", ["train/lr", "attention/visible", "train/loss_last", "speed/model_flops"])
-def test_a_number_that_is_not_the_runs_is_marked(trained: Path, key: str) -> None:
-    """A line that was changed by a ten-thousandth fails."""
+        assert name in said
     path = trained / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        if key in line:
-            line[key] *= 1.0001
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = recompute(trained)
-    assert done.returncode == 1
-    assert done.stdout.count("<-- differs") == 1
+    for key in ("train/lr", "attention/visible", "train/loss_last", "speed/model_flops"):
+        changed = [line | ({key: line[key] * 1.0001} if key in line else {}) for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        code, said = recompute(tool, trained, monkeypatch, capsys)
+        assert code == 1
+        assert said.count("<-- differs") == 1, key

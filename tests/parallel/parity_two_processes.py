@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
+from megatron_sep.kernels.sep_attention.index import indexed_layers
 from megatron_sep.parallel.groups import join_job, set_layout
 from megatron_sep.parallel.topology import Topology
 
@@ -48,8 +49,10 @@ def differences(config: ModelConfig, topology: Topology) -> dict[str, float]:
     with_masks(theirs, plans)
     expected = theirs(ids).logits
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
-    found = {"logits": off(model(ids, position, plans), expected.chunk(2, -1)[topology.tensor.rank])}
-    model(ids, position, plans, labels=labels).mean().backward()
+    here = [tensor.to(topology.device) for tensor in (ids, position)]
+    plans = indexed_layers(plan_layers(PATTERNS, here[0]))
+    found = {"logits": off(model(*here, plans), expected.chunk(2, -1)[topology.tensor.rank])}
+    model(*here, plans, labels=labels.to(topology.device)).mean().backward()
     gradients = from_hugging_face(on_disk({n: p.grad for n, p in theirs.named_parameters()}, config), config)
     for name, parameter in global_parameters(model, config, topology):
         part = local_part(name, gradients[name], parameter, config, topology.tensor)
@@ -58,7 +61,7 @@ def differences(config: ModelConfig, topology: Topology) -> dict[str, float]:
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs() / (1 + expected.abs())).max()) / 1e-5
+    return float(((found.cpu() - expected).abs() / (1 + expected.abs())).max()) / 1e-5
 
 
 if __name__ == "__main__":

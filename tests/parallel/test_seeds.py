@@ -24,9 +24,9 @@ def drawn(place: Topology, seed: int, step: int) -> tuple[tuple[float, ...], tup
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     seed_dropout(place, seed, step)
-    shared = torch.rand(4)
+    shared = torch.rand(4, device=place.device)
     with get_cuda_rng_tracker().fork():
-        own = torch.rand(4)
+        own = torch.rand(4, device=place.device)
     return tuple(shared.tolist()), tuple(own.tolist())
 
 

@@ -2,7 +2,7 @@
 # The gate, the same for a person and for CI: format, lint, types, imports, tests. Arguments go to pytest.
 #
 #   ./scripts/test.sh               200 random cases of a property, half of the quickstart: under six minutes on two cores
-#   ./scripts/test.sh --full        every random case (2,000 of most properties) and the whole quickstart
+#   ./scripts/test.sh --full        every random case (2,000 of most properties), the whole quickstart, long proofs at length
 #   ./scripts/test.sh tests/data    the tests of one room
 #
 # Each worker takes whole files, so that what a file's tests share is made once, and the longest files first.

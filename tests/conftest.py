@@ -26,7 +26,7 @@ SENTENCES = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="all random cases and the whole quickstart, not a share of them"
+        "--full", action="store_true", help="all random cases, the whole quickstart and long proofs at length"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from megatron_sep.cli import app
 from megatron_sep.config import RunConfig, load_config, to_yaml
@@ -25,9 +26,15 @@ def call(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def refused(*words: object) -> str:
+def here(*words: object) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has long loaded torch; not for verbs that join a job or start processes."""
+    done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+def refused(*words: object, by: Call = here) -> str:
     """The message of a verb that refuses what was asked for: one line, exit code 2, no traceback."""
-    failed = call(*words)
+    failed = by(*words)
     assert failed.returncode == 2, failed.stderr
     assert "Traceback" not in failed.stderr
     (message,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
@@ -56,7 +63,7 @@ def test_importing_the_package_is_light() -> None:
 
 def test_show_prints_config_parameters_and_patterns(run_yaml: Path, tmp_path: Path) -> None:
     """The YAML that `show` prints is the resolved configuration; below it the size and what each layer sees."""
-    shown = call("show", run_yaml, "attention.window=5")
+    shown = here("show", run_yaml, "attention.window=5")
     assert shown.returncode == 0, shown.stderr
     assert "parameters" in shown.stdout
     assert "# layer 0: every earlier token" in shown.stdout
@@ -73,14 +80,14 @@ def test_train_generate_and_plot(run_yaml: Path, tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "step 8/8  validation loss" in trained.stdout
     assert trained.stdout.count("of the separating characters stand in a token that is none") == 1
-    texts = [call("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for _ in range(2)]
+    texts = [by("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for by in (call, here)]
     assert texts[0].returncode == 0, texts[0].stderr
     assert texts[0].stdout.startswith("alpha is")
     assert len(texts[0].stdout) > len("alpha is\n")
     assert texts[0].stdout == texts[1].stdout
     for verb, words in (("plot", [run]), ("mask", [run_yaml])):
         picture = tmp_path / "pictures" / f"{verb}.png"
-        drawn = call(verb, *words, "--out", picture)
+        drawn = here(verb, *words, "--out", picture)
         assert (drawn.returncode, drawn.stdout) == (0, f"wrote {picture}\n"), drawn.stderr
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -105,18 +112,18 @@ def test_a_mistake_in_a_configuration_is_a_message() -> None:
 )
 def test_numbers_that_nothing_can_be_done_with_are_refused(run_yaml: Path, setting: str, message: str) -> None:
     """Before torch or numpy would overflow or divide by 0."""
-    failed = call("train", run_yaml, setting)
+    failed = here("train", run_yaml, setting)
     assert failed.returncode == 2
     assert f"  {message}" in failed.stderr
 
 
 def test_train_refuses_what_would_fail_later(run_yaml: Path, tmp_path: Path) -> None:
     """A backend without a backward pass, and a dir that no checkpoint can be written to, before any step."""
-    message = refused("train", run_yaml, "attention.backend=flex")
+    message = refused("train", run_yaml, "attention.backend=flex", by=call)
     assert "flex" in message
     assert "backward" in message
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["lock"]
-    assert f"{tmp_path}/file" in refused("train", run_yaml, f"dir={tmp_path}/file/run")
+    assert f"{tmp_path}/file" in refused("train", run_yaml, f"dir={tmp_path}/file/run", by=call)
 
 
 @pytest.mark.parametrize("place", ["file/out", "file/deep/out", "/proc/none/out"])
@@ -129,7 +136,7 @@ def test_prepare_says_where_it_cannot_write(corpus: Path, tmp_path: Path, place:
     config.write_text(
         f"output: {output}\ntokenizer: {{path: {corpus}/tokenizer.json}}\nsources: [{{paths: [{tmp_path}/text.txt]}}]\n"
     )
-    message = refused("prepare", config)
+    message = refused("prepare", config, by=call)
     assert str(output.parent) in message or str(tmp_path / "file") in message
     assert "path" in message.partition(";")[2]
 
@@ -231,7 +238,7 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
     """--help works for each verb and says what it does, and each argument and option has a text of its own."""
-    shown = call(*verb.split(), "--help")
+    shown = here(*verb.split(), "--help")
     assert shown.returncode == 0
     assert "Usage" in shown.stdout
     assert VERBS[verb].help

@@ -8,12 +8,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.cases import full_run
 
 from megatron_sep.config import load_config
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-STEPS = load_config(ROOT / "configs" / "runs" / "quickstart.yaml").train.steps
+ALL_STEPS = load_config(ROOT / "configs" / "runs" / "quickstart.yaml").train.steps
+STEPS = ALL_STEPS if full_run() else ALL_STEPS // 2
+"""Of the quickstart; half of them are enough for everything asserted here."""
 FIRST_LOSS_SHARE = 0.6
 
 
@@ -33,12 +36,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def steps(pytestconfig: pytest.Config) -> int:
-    """Of the quickstart: all of them under --full, half in the gate, which is enough for everything asserted here."""
-    return STEPS if pytestconfig.getoption("full") else STEPS // 2
-
-
 def shell(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
@@ -52,12 +49,12 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_quickstart(checkout: Path, steps: int) -> None:
+def test_quickstart(checkout: Path) -> None:
     """The validation loss falls to 60 % of its first value, words are generated, and the second call says done."""
     command = BLOCKS[0].strip()
     assert command == "./scripts/quickstart.sh"
-    if steps != STEPS:
-        command += f" train.steps={steps}"
+    if not full_run():
+        command += f" train.steps={STEPS}"
     said = shell(command, checkout)
     run = checkout / "runs" / "quickstart"
     valid = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "valid/loss" in line]
@@ -80,11 +77,11 @@ def test_what_the_quickstart_logged_is_true(checkout: Path) -> None:
     assert "differs" not in said
 
 
-def test_the_training_commands(checkout: Path, steps: int) -> None:
+def test_the_training_commands(checkout: Path) -> None:
     """Every command of the README's training block works after the quickstart, shortened to a few steps more."""
     done = sum("train/loss" in line for line in (checkout / "runs/quickstart/metrics.jsonl").read_text().splitlines())
     assert done
-    last = steps + 2
+    last = STEPS + 2
     block = BLOCKS[2].replace("train.steps=600", f"train.steps={last}")
     said = shell(block.replace("dir=runs/two", "dir=runs/two train.steps=4"), checkout)
     assert f"step {last}/{last}  loss" in said

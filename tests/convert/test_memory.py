@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.cases import full_run
 from support.disk import hugging_face_dir, neox_layers
 from support.engines import WeightsOnly
 from support.models import VOCAB, hugging_face, neox_config, ours
@@ -22,7 +23,7 @@ from megatron_sep.weights.sealed import Description, TrainState
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-SHAPE = ModelConfig(num_layers=12, hidden_size=640, num_attention_heads=8, sequence_length=64)
+SHAPE = ModelConfig(num_layers=12 if full_run() else 6, hidden_size=640, num_attention_heads=8, sequence_length=64)
 GROUP = 4 * ModelSize(SHAPE, VOCAB).layer_matrices
 """Bytes of a layer, the largest group: 18.75 MiB of fp32."""
 PROGRAM = """
@@ -44,7 +45,7 @@ print(resident("VmHWM") - before)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same weights as every kind of source, 225 MiB each, and a small model."""
+    """The same weights as every kind of source, 225 MiB each or half of it, and a small model."""
     folder = tmp_path_factory.mktemp("large")
     hugging_face_dir(folder / "small", neox_config())
     hugging_face_dir(folder / "hugging face", SHAPE, shard="20MB")
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     convert(folder / "hugging face", folder / "converted")
     (folder / "layers.yaml").write_text(
         "dir: x\ntokenizer: {path: x}\ndata: {path: x}\n"
-        "model: {num_layers: 12, hidden_size: 640, num_attention_heads: 8, sequence_length: 64}\n"
+        f"model: {{num_layers: {SHAPE.num_layers}, hidden_size: 640, num_attention_heads: 8, sequence_length: 64}}\n"
     )
     yield folder
     shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.cases import full_run
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
@@ -14,6 +15,8 @@ from megatron_sep.kernels.sep_attention.tiles import Tile, Tiles
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 LAYOUTS = {"bhsd": (0, 1, 2, 3), "bshd": (0, 2, 1, 3), "sbhd": (2, 0, 1, 3)}
+CASES = 10 if full_run() else 5
+"""Of a chunk, in the interpreter."""
 interpreted = pytest.mark.skipif(ON_GPU, reason="the interpreter's cases; a GPU runs the compiled ones")
 
 
@@ -105,7 +108,7 @@ def check(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: f
 @pytest.mark.parametrize("chunk", range(16))
 def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and all gradients: any window, landmarks, packing, groups, layout, tile; odd lengths; NaN all around."""
-    for seed in range(10 * chunk, 10 * chunk + 10):
+    for seed in range(10 * chunk, 10 * chunk + CASES):
         draw = Draw(seed)
         query_tile = Tile(draw.one_of(16, 32), draw.one_of(8, 16, 32), 4, 1, None, draw.one_of(True, False))
         key_tile = Tile(draw.one_of(8, 16, 32), draw.one_of(16, 32), 4, 1, None, query_tile.descriptors)

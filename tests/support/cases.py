@@ -40,4 +40,9 @@ def random_cases(count: int) -> Callable[[Test], Test]:
 
 def num_rounds(count: int) -> int:
     """Rounds that hold ``count`` different cases; each begins with the simplest one, which is the same in all."""
-    return ceil((count - 1) / (ROUND - 1)) if settings.get_current_profile_name() == FULL else 1
+    return ceil((count - 1) / (ROUND - 1)) if full_run() else 1
+
+
+def full_run() -> bool:
+    """Was pytest called with ``--full``? True or False for good once test files are imported."""
+    return bool(settings.get_current_profile_name() == FULL)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import full_run
 
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
@@ -106,9 +107,9 @@ def test_what_does_not_fit_is_refused_before_training(run: Callable[..., RunConf
     refused("which the weights were trained with; set tokenizer.path to it", theirs)
 
 
-SWITCH, RECOVERY = 400, 40
-"""Steps with full attention, and the tenth of them within which the loss must be back. It is twice as long as AdamW's
-memory of 20 steps; over 16 steps the new optimizer alone costs as much as the new attention."""
+SWITCH, RECOVERY = 400 if full_run() else 160, 40
+"""Steps with full attention, and those within which the loss must be back: a tenth of them, in the gate a quarter.
+That is twice AdamW's memory of 20 steps; over 16 steps the new optimizer alone costs as much as the new attention."""
 SEP = {"window": 8, "sinks": 3, "separators": "default"}
 """n=64 of 2048 tokens, at 256."""
 RECOVERS: dict[str, Any] = {
@@ -135,13 +136,13 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_loss_jumps_at_the_switch_and_is_back_within_a_tenth(
+def test_the_loss_jumps_at_the_switch_and_is_soon_back(
     tiny: Callable[..., RunConfig], real_text: Path, tmp_path: Path
 ) -> None:
     """From full attention to SepLLM and to H/T, with a new optimizer, the cosine and the text going on.
 
     The validation loss jumps by more than three standard errors of its change, and less so with H/T; a tenth of the
-    pretraining steps later it is at or below what it was before the switch.
+    pretraining steps later (in the gate, a quarter) it is at or below what it was before the switch.
     """
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
@@ -168,7 +169,7 @@ def test_the_loss_jumps_at_the_switch_and_is_back_within_a_tenth(
         jumps[name] = float(jump.mean())
         assert jumps[name] > 3 * float(jump.std()) / len(jump) ** 0.5, name
         train(run)
-        assert run.state.step == SWITCH + SWITCH // 10
+        assert run.state.step == SWITCH + RECOVERY
         assert float(losses(run).mean()) <= float(before.mean()), name
     assert jumps["n=8-ht"] < jumps["n=8"]
 

@@ -6,11 +6,13 @@ TESTS = Path(__file__).parents[1]
 LONGEST_FIRST = (
     "test_readme.py",
     "parallel/test_two_processes.py",
-    "kernels/test_sep_attention_fused.py",
-    "train/test_posttrain.py",
     "train/test_resume.py",
-    "convert/test_memory.py",
     "test_cli.py",
+    "train/test_posttrain.py",
+    "kernels/test_sep_attention_fused.py",
+    "kernels/test_sep_attention.py",
+    "parallel/test_parity_two_processes.py",
+    "convert/test_memory.py",
     "train/test_loop.py",
 )
 

@@ -44,7 +44,7 @@ def test_the_loss_of_a_line_is_the_mean_since_the_last_line(tiny: Callable[..., 
 def test_saves_and_validation_are_no_part_of_a_steps_time(
     tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With saves and validations of a second each, no line has a step of half a second; both are logged as they are."""
+    """With saves and validations of a second each, no line has a step as long; both are logged as they are."""
     run = build(tiny(train={"steps": 8, "eval_every": 4}, checkpoint={"every": 2}))
     save, evaluate = type(run).save, run.engine.evaluate
 
@@ -62,7 +62,7 @@ def test_saves_and_validation_are_no_part_of_a_steps_time(
     steps = [line for line in lines if "speed/step_seconds" in line]
     assert len(steps) == 8
     for line in steps[1:]:
-        assert line["speed/step_seconds"] < PAUSE / 2
+        assert line["speed/step_seconds"] < PAUSE
         assert line["speed/tokens_per_second"] * line["speed/step_seconds"] == pytest.approx(8 * 64)
     assert [line["step"] for line in lines if line.get("time/save", 0) >= PAUSE] == [3, 5, 7, 8]
     assert all(line["time/validation"] >= PAUSE for line in lines if "valid/loss" in line)

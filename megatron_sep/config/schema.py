@@ -72,9 +72,9 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     hidden_dropout: Fraction = 0.0
     attention_dropout: Fraction = 0.0
-    init: Literal["small_init", "wang_init", "normal"] = "small_init"
-    """How matrices start: normal(0, sqrt(2 / (5 h))), 2 / (layers sqrt(h)), or init_std."""
-    output_init: Literal["small_init", "wang_init", "normal"] = "wang_init"
+    init: Literal["small_init", "wang_init", "normal", "scaled_normal"] = "small_init"
+    """How matrices start: normal(0, sqrt(2 / (5 h))), 2 / (layers sqrt(h)), init_std, or init_std / sqrt(2 layers)."""
+    output_init: Literal["small_init", "wang_init", "normal", "scaled_normal"] = "wang_init"
     """The same for the matrices that write to the residual stream."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
 

@@ -4,16 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_sep.errors import UserError
-
-Tree = dict[str, Any]
+from megatron_sep.config.neox_rules import NeoxError, Tree
 
 PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
 """The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
-
-
-class NeoxError(UserError):
-    """Keys of a GPT-NeoX file that cannot be taken over; one a line."""
 
 
 def _attention(values: Tree) -> Tree:
@@ -71,15 +65,15 @@ def _separators(ids: Any) -> Tree:
 
 
 def _batch(values: Tree) -> Tree:
-    """The global batch, as GPT-NeoX makes it from the ranks that are there."""
+    """The global batch, as GPT-NeoX makes it from the ranks that are there; of three sizes one may be left out."""
     micro = values.get("train_micro_batch_size_per_gpu", values.get("batch_size"))
-    if micro is None:
-        return {}
     whole = values.get("train_batch_size")
-    if whole is None:
-        steps = values.get("gradient_accumulation_steps", values.get("gas", 1))
-        whole = micro * steps * data_parallel_ranks(values)
-    return {"train.micro_batch_size": micro, "train.global_batch_size": whole}
+    steps = (values.get("gradient_accumulation_steps") or values.get("gas") or 1) * data_parallel_ranks(values)
+    if micro is not None:
+        return {"train.micro_batch_size": micro, "train.global_batch_size": micro * steps if whole is None else whole}
+    if whole is not None:
+        return {"train.micro_batch_size": whole // steps, "train.global_batch_size": whole}
+    return {}
 
 
 def data_parallel_ranks(values: Mapping[str, Any]) -> int:
@@ -92,10 +86,11 @@ def data_parallel_ranks(values: Mapping[str, Any]) -> int:
 
 
 def _precision(values: Tree) -> Tree:
-    fp16 = values.get("fp16", {})
-    if values.get("bf16", {}).get("enabled") or values.get("precision") in ("bfloat16", "bf16"):
+    fp16, named = values.get("fp16", {}), values.get("precision")
+    of_fp16 = fp16.get("type", named) if fp16.get("enabled") else None
+    if values.get("bf16", {}).get("enabled") or {named, of_fp16} & {"bfloat16", "bf16"}:
         return {"train.precision": "bf16"}
-    if not (fp16.get("enabled") or values.get("precision") == "fp16"):
+    if not (fp16.get("enabled") or named == "fp16"):
         return {"train.precision": "fp32"}
     if fp16.get("loss_scale", 0) != 0:
         raise NeoxError(f"fp16.loss_scale={fp16['loss_scale']}: the loss scale is dynamic, loss_scale=0")
@@ -113,6 +108,8 @@ def _optimizer(values: Tree) -> Tree:
         raise NeoxError(f"optimizer.type={kind!r}: AdamW is the only optimizer")
     params = optimizer.get("params", {})
     strange = [f"optimizer.params.{key}: no such key" for key in params if key not in ("lr", "betas", "eps")]
+    if "lr" in values and values["lr"] != params.get("lr"):
+        strange.append(f"lr={values['lr']}: GPT-NeoX takes the rate of optimizer.params.lr alone; give it there")
     if strange:
         raise NeoxError("\n".join(strange))
     return {f"optimizer.{key}": value for key, value in params.items()}

@@ -4,64 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_sep.config.neox_attention import attention
 from megatron_sep.config.neox_rules import NeoxError, Tree
-
-PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
-"""The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
-
-
-def _attention(values: Tree) -> Tree:
-    """The pattern of SepLLM's keys; files without them train with full attention."""
-    _check_kinds(values.get("attention_config"))
-    if "separator_token_ids" not in values and "init_tok_max_idx" not in values:
-        return {"attention.window": None}
-    if values.get("use_original_full_atten"):
-        return {"attention.window": None}
-    found: Tree = {"attention.sinks": values.get("init_tok_max_idx", 2) + 1}
-    found |= _windows(values)
-    if values.get("use_fixed_sep_intervals"):
-        return found | {"attention.stride": _one_of("fixed_sep_intervals_list", values["fixed_sep_intervals_list"])}
-    return found if values.get("streamingllm") else found | _separators(values.get("separator_token_ids", ()))
-
-
-def _check_kinds(config: Any) -> None:
-    """attention_config lists kinds of attention, all of which must be full."""
-    kinds = {kind for kinds, _ in config or () for kind in kinds}
-    other = kinds - {"global", "flash"}
-    if other:
-        raise NeoxError(f"attention_config names {', '.join(sorted(other))}: known are global and flash")
-
-
-def _windows(values: Tree) -> Tree:
-    """One window and the layers that see everything, from one size or a size a layer."""
-    if not values.get("use_prefill_local_win_sizes_wrt_layers"):
-        return {"attention.window": values["prefill_local_window_size"]}
-    sizes = values["prefill_loc_win_size_list"]
-    if len(sizes) != values.get("num_layers", len(sizes)):
-        raise NeoxError(f"prefill_loc_win_size_list has {len(sizes)} sizes, num_layers={values['num_layers']}")
-    length = values.get("seq_length", 2048)
-    full = [i for i, size in enumerate(sizes) if size >= length]
-    if len(full) == len(sizes):
-        return {"attention.window": None}
-    rest = [size for size in sizes if size < length]
-    return {"attention.window": _one_of("prefill_loc_win_size_list", rest), "attention.full_layers": full}
-
-
-def _one_of(key: str, sizes: list[int]) -> int:
-    if len(set(sizes)) != 1:
-        raise NeoxError(f"{key}={sizes}: layers have one and the same size or see everything")
-    return sizes[0]
-
-
-def _separators(ids: Any) -> Tree:
-    if set(ids) == PYTHIA_SEPARATORS:
-        return {"attention.separators": "default"}
-    if 128000 in ids:
-        raise NeoxError(
-            "separator_token_ids has 128000, which begins a text in Llama-3's tokenizer and is no separator; the tab "
-            "that is meant is 197"
-        )
-    return {"attention.separator_ids": [i for i in ids if i is not None]}
 
 
 def _batch(values: Tree) -> Tree:
@@ -160,4 +104,4 @@ def _check_rest(values: Tree) -> None:
         )
 
 
-COMPOSERS = (_attention, _batch, _precision, _optimizer, _data, _rest)
+COMPOSERS = (attention, _batch, _precision, _optimizer, _data, _rest)

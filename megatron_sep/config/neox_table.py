@@ -42,6 +42,7 @@ GPT_NEOX: dict[str, Rule] = {
     "num_kv_heads": To("model.num_key_value_heads"),
     "intermediate_size": To("model.ffn_hidden_size"),
     "seq_length": To("model.sequence_length", default=NEEDED),
+    "sliding_window_width": Part("attention"),
     "max_position_embeddings": Ignored("rotary positions have no largest one"),
     "norm": To("model.norm", choose("norm", {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}), default="layernorm"),
     "layernorm_epsilon": Part("norm_eps", default=1e-5),

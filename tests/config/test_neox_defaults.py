@@ -143,6 +143,57 @@ def test_a_rate_that_gpt_neox_would_not_read_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path, BARE | {"lr": 0.5, "optimizer": params}).optimizer.lr == 0.5
 
 
+SINKS, SEPARATORS = 3, (13, 11, 30)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"streamingLLM": True, "prefill_local_window_size": 64}, {"window": 64, "separator_ids": ()}),
+        ({"streamingLLM": True}, {"window": 256, "separator_ids": ()}),
+        ({"separator_token_ids": [*SEPARATORS]}, {"window": 256, "separator_ids": SEPARATORS}),
+        ({"separator_token_ids": [-1], "prefill_local_window_size": 8}, {"window": 8, "separator_ids": ()}),
+        ({"USE_FIXED_SEP_INTERVALs": True, "fixed_sep_intervals_list": [5] * 4}, {"window": 256, "stride": 5}),
+        ({"prefill_local_window_size": 64, "USE_ORIGINAL_FULL_ATTEN": True}, {"window": None, "sinks": 0}),
+    ],
+    ids=["streaming", "streaming alone", "separators alone", "no separators", "fixed intervals", "full"],
+)
+def test_a_pattern_is_filled_up_as_the_official_code_does(
+    values: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """A window of 256, three first tokens, and never full attention in silence."""
+    pattern = load(tmp_path, BARE | values).attention
+    expected = {"sinks": SINKS, "separators": ()} | expected
+    assert {key: getattr(pattern, key) for key in expected} == expected
+
+
+def test_show_lists_what_a_pattern_leaves_out(tmp_path: Path) -> None:
+    """The defaults of the official code, once one of its keys is there."""
+    notes = neox_notes(write(tmp_path, BARE | {"streamingLLM": True}))
+    assert "prefill_local_window_size: left out, which means 256; goes into attention" in notes
+    assert "init_tok_max_idx: left out, which means 2; goes into attention" in notes
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"init_tok_max_idx": 3},
+            r"separator_token_ids: is needed where SepLLM's attention is asked for; \[-1\] means",
+        ),
+        ({"USE_FIXED_SEP_INTERVALs": True}, "fixed_sep_intervals_list: is needed where USE_FIXED_SEP_INTERVALs is on"),
+        (
+            {"streamingLLM": True, "USE_PREFILL_LOCAL_WIN_SIZES_wrt_LAYERS": True},
+            "prefill_loc_win_size_list: is needed where USE_PREFILL_LOCAL_WIN_SIZES_wrt_LAYERS is on",
+        ),
+    ],
+)
+def test_a_list_that_is_named_and_missing_is_asked_for(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """By its key, with what asks for it."""
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, BARE | values)
+
+
 @pytest.mark.parametrize(("name", "layers"), [("6.9b", 32), ("12b", 36)])
 def test_the_largest_pythias_start_as_gpt_neox_starts_them(name: str, layers: int, tmp_path: Path) -> None:
     """Their public files leave both initial distributions out: 0.02, and 0.02 / sqrt(2 layers) into the residual."""

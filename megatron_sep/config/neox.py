@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from megatron_sep.config.neox_parts import COMPOSERS
+from megatron_sep.config.neox_parts import COMPOSERS, REMARKS
 from megatron_sep.config.neox_rules import NEEDED, ArchitectureError, NeoxError, Only, Part, Refused, Rule, To, Tree
 from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM, TABLE
 
@@ -83,8 +83,11 @@ def notes(tree: Mapping[str, Any]) -> Iterator[str]:
     """What became of each key, then which were left out and mean something all the same; a line each."""
     for key, value in tree.items():
         yield f"{key}: {fate(str(key), value)}"
-    for key, value in _filled(_spelled(tree)[0]).left_out.items():
+    filled = _filled(_spelled(tree)[0])
+    for key, value in filled.left_out.items():
         yield f"{key}: left out, which means {value!r}; {fate(key.split('.')[0], value)}"
+    for remarks in REMARKS:
+        yield from remarks(filled.values)
 
 
 def fate(key: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 """What GPT-NeoX's and SepLLM's keys say of who sees whom, as values of ours."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_sep.config.neox_rules import ArchitectureError, NeoxError, Tree
@@ -48,6 +49,20 @@ def _sliding(values: Tree, kinds: list[str]) -> Tree:
     if width is None or "flash" not in kinds:
         return {"attention.window": None}
     return {"attention.window": width, "attention.full_layers": [i for i, kind in enumerate(kinds) if kind == "global"]}
+
+
+def remarks(values: Tree) -> Iterator[str]:
+    """Where the window is not what its key seems to say."""
+    width = values.get("sliding_window_width")
+    if width is None:
+        return
+    if "flash" in _kinds(values):
+        yield (
+            f"sliding_window_width: {width} tokens, the query among them, as transformers counts; GPT-NeoX's flash "
+            "attention sees one more"
+        )
+    else:
+        yield "sliding_window_width: without effect, as in GPT-NeoX: only flash layers of attention_config slide"
 
 
 def _windows(values: Tree) -> Tree:

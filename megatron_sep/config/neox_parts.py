@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_sep.config.neox_attention import attention
+from megatron_sep.config import neox_attention, neox_model
 from megatron_sep.config.neox_rules import NeoxError, Tree
 
 
@@ -63,14 +63,6 @@ def _rest(values: Tree) -> Tree:
     found: Tree = {
         "model.vocab_multiple": values.get("make_vocab_size_divisible_by", 128) * values.get("model_parallel_size", 1),
     }
-    epsilon = "rms_norm_epsilon" if values.get("norm") == "rmsnorm" else "layernorm_epsilon"
-    if epsilon in values:
-        found["model.norm_eps"] = values[epsilon]
-    biases = {values[key] for key in ("use_bias_in_attn_linear", "use_bias_in_mlp") if key in values}
-    if len(biases) > 1:
-        raise NeoxError("use_bias_in_attn_linear and use_bias_in_mlp differ: linear layers all have a bias, or none")
-    if biases:
-        found["model.biases"] = biases.pop()
     _check_rest(values)
     if values.get("finetune") and "load" in values:
         found["checkpoint.init_from"] = values["load"]
@@ -104,4 +96,16 @@ def _check_rest(values: Tree) -> None:
         )
 
 
-COMPOSERS = (attention, _batch, _precision, _optimizer, _data, _rest)
+COMPOSERS = (
+    neox_attention.attention,
+    neox_model.mlp,
+    neox_model.norms,
+    neox_model.biases,
+    _batch,
+    _precision,
+    _optimizer,
+    _data,
+    _rest,
+)
+REMARKS = (neox_attention.remarks, neox_model.remarks)
+"""What a user may want to know of a configuration that was taken over."""

@@ -15,6 +15,7 @@ def _split(value: Any) -> list[float]:
 
 
 _INIT = {name: name for name in ("small_init", "wang_init", "normal", "scaled_normal")}
+_NORMS = {"layernorm": "layernorm", "rmsnorm": "rmsnorm", "te_layernorm": "layernorm", "te_rmsnorm": "rmsnorm"}
 _ADAM = {"type": "Adam", "params": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}}
 _LOSS_SCALE = {
     "loss_scale": 0,
@@ -40,16 +41,21 @@ GPT_NEOX: dict[str, Rule] = {
     "hidden_size": To("model.hidden_size", default=NEEDED),
     "num_attention_heads": To("model.num_attention_heads", default=NEEDED),
     "num_kv_heads": To("model.num_key_value_heads"),
-    "intermediate_size": To("model.ffn_hidden_size"),
+    "intermediate_size": Part("mlp"),
+    "expansion_factor": Part("mlp"),
+    "mlp_multiple_of": Part("mlp", default=1),
+    "mlp_type": Part("mlp", default="regular"),
     "seq_length": To("model.sequence_length", default=NEEDED),
     "sliding_window_width": Part("attention"),
+    "attention_type": Ignored("num_kv_heads says it"),
     "max_position_embeddings": Ignored("rotary positions have no largest one"),
-    "norm": To("model.norm", choose("norm", {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}), default="layernorm"),
+    "norm": To("model.norm", choose("norm", _NORMS), default="layernorm"),
     "layernorm_epsilon": Part("norm_eps", default=1e-5),
     "rms_norm_epsilon": Part("norm_eps", default=1e-8),
-    "activation": To("model.activation", choose("activation", {"gelu": "gelu", "swiglu": "swiglu"}), default="gelu"),
-    "use_bias_in_norms": Only((True,), "LayerNorm has a bias, RMSNorm has none"),
-    "use_bias_in_attn_linear": Part("biases"),
+    "activation": Part("mlp", default="gelu"),
+    "use_bias_in_norms": Part("norm"),
+    "use_qk_layernorm": Only((False,), "queries and keys have no norm of their own"),
+    "use_bias_in_attn_linear": Part("biases", default=True),
     "use_bias_in_mlp": Part("biases"),
     "pos_emb": Only(
         ("rotary",), "positions are rotary, and weights trained with others cannot be converted", default="learned"

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_sep.config.neox_parts import COMPOSERS, REMARKS
 from megatron_sep.config.neox_rules import NEEDED, ArchitectureError, NeoxError, Only, Part, Refused, Rule, To, Tree
-from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM, TABLE
+from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM, TABLE, rule_of
 
 NATIVE_TOO = {"optimizer", "dir"}
 """Keys that a file of ours has as well: they do not tell the two kinds apart."""
@@ -36,7 +36,7 @@ def spell(key: str) -> str:
 def is_neox(tree: Mapping[str, Any], native: set[str]) -> bool:
     """Whether a file is GPT-NeoX's: it has a key of the table, and no section of ours."""
     keys = set(map(str, tree))
-    return any(spell(key) in TABLE for key in keys - native) and not keys & (native - NATIVE_TOO)
+    return any(rule_of(spell(key)) for key in keys - native) and not keys & (native - NATIVE_TOO)
 
 
 def translate(tree: Mapping[str, Any], name: str) -> Tree:
@@ -92,19 +92,19 @@ def notes(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def fate(key: str, value: Any) -> str:
     """What becomes of a key, in words."""
-    rule = TABLE[spell(key)]
+    rule = rule_of(spell(key))
     if isinstance(rule, To):
         return f"becomes {rule.path}"
     if isinstance(rule, Part):
         return f"goes into {rule.of}"
-    if isinstance(rule, Only) and value in rule.values:
-        return "is as here"
+    if rule is None or (isinstance(rule, Only) and value in rule.values):
+        return "is as here" if rule else "is not known"
     return f"{type(rule).__name__.lower()}: {rule.reason}"
 
 
 def _apply(found: Tree, key: str, value: Any, left_out: bool) -> None:
     """Write one key into ``found``. Raises NeoxError where it is refused."""
-    rule = TABLE[key]
+    rule = rule_of(key)
     if isinstance(rule, To):
         _put(found, rule.path, rule.convert(value))
     elif isinstance(rule, Refused):
@@ -131,7 +131,7 @@ def _filled(values: Tree) -> Filled:
         rules |= GPT_NEOX
     if _asks_for_a_pattern(values):
         rules |= SEPLLM
-    given = {rule.path for key in values if isinstance(rule := TABLE[key], To)}
+    given = {rule.path for key in values if isinstance(rule := rule_of(key), To)}
     left_out: Tree = {}
     filled = dict(values)
     for key, rule in rules.items():
@@ -163,7 +163,7 @@ def _spelled(tree: Mapping[str, Any]) -> tuple[Tree, list[str]]:
     mistakes = []
     for key, value in tree.items():
         name = spell(str(key))
-        if name not in TABLE:
+        if rule_of(name) is None:
             near = get_close_matches(name, list(TABLE), n=1, cutoff=0.5)
             mistakes.append(f"{key}: no key of GPT-NeoX or SepLLM" + (f"; did you mean {near[0]}?" if near else ""))
         elif name in values and values[name] != value:

@@ -6,7 +6,12 @@ A key is mapped to ours, ignored or refused, the latter two with the reason. Key
 
 from typing import Any
 
-from megatron_sep.config.neox_rules import NEEDED, Ignored, Only, Part, Refused, Rule, To, choose
+from megatron_sep.config.neox_rules import NEEDED, ArchitectureError, Ignored, Only, Part, Refused, Rule, To, choose
+
+
+def _each(names: str, rule: Rule) -> dict[str, Rule]:
+    """The same for several keys."""
+    return dict.fromkeys(names.split(), rule)
 
 
 def _split(value: Any) -> list[float]:
@@ -29,6 +34,12 @@ _FUSION = "which kernels are fused is chosen from the hardware"
 _ZERO = "the optimizer state is always split among the data-parallel ranks (ZeRO-1)"
 _LAUNCH = "processes are started by torchrun, SLURM or deepspeed, and found in their environment"
 _LOGS = "status lines are a matter of `metrics`"
+_SUMS = "gradients are always summed in fp32"
+_SCALE = "the loss scale is that of fp16"
+_EXPERTS = "a mixture of experts is another architecture"
+_LABELS = "labels, rewards and pairs beside the text are not read; data.instructions learns prompts and responses"
+_TEXT = "`generate` takes it as an option, and needs none of it to train"
+_WITHOUT = "no number depends on it here"
 _RATIO = "the visible share is always logged, as attention/visible"
 _GENERATION = "the window of generation is that of training"
 _BIPE = "bilevel positions are not part of this program"
@@ -40,6 +51,11 @@ GPT_NEOX: dict[str, Rule] = {
     "num_layers": To("model.num_layers", default=NEEDED),
     "hidden_size": To("model.hidden_size", default=NEEDED),
     "num_attention_heads": To("model.num_attention_heads", default=NEEDED),
+    "model_arch": Only(("gpt2",), "an encoder is no part of a decoder", error=ArchitectureError),
+    "moe_num_experts": Only((1,), _EXPERTS, error=ArchitectureError),
+    "num_experts": Only((1,), _EXPERTS, error=ArchitectureError),
+    "num_unique_layers": Refused("layers do not share weights"),
+    "soft_prompt_tuning": Refused("a whole model is trained; leave it out"),
     "num_kv_heads": To("model.num_key_value_heads"),
     "intermediate_size": Part("mlp"),
     "expansion_factor": Part("mlp"),
@@ -67,6 +83,9 @@ GPT_NEOX: dict[str, Rule] = {
     "gpt_j_tied": Only((False,), "both residual branches have a norm of their own", default=False),
     "output_layer_parallelism": Only(("column",), "the output layer is split along the vocabulary"),
     "attention_config": Part("attention"),
+    "sparsity_config": Ignored("attention_config says which layers are sparse"),
+    "sparse_attention": Refused("layers here are of attention to every earlier token"),
+    "opt_pos_emb_offset": Only((0,), "rotary positions have no offset"),
     "make_vocab_size_divisible_by": Part("vocab_multiple", default=128),
     "hidden_dropout": To("model.hidden_dropout", default=0.0),
     "attention_dropout": To("model.attention_dropout", default=0.0),
@@ -80,9 +99,22 @@ GPT_NEOX: dict[str, Rule] = {
     "precision": Part("precision"),
     "fp16": Part("precision", inside=_LOSS_SCALE),
     "bf16": Part("precision"),
-    "fp32_allreduce": Ignored("gradients are always summed in fp32"),
+    "fp32_allreduce": Ignored(_SUMS),
+    "data_types": Ignored(_SUMS),
+    "communication_data_type": Ignored(_SUMS),
+    "prescale_gradients": Ignored(_SUMS),
+    "gradient_predivide_factor": Ignored(_SUMS),
+    "sparse_gradients": Ignored(_SUMS),
+    "fp16_lm_cross_entropy": Ignored("the loss is always computed in fp32"),
+    "dynamic_loss_scale": Ignored(_SCALE),
+    "loss_scale": Ignored(_SCALE),
+    "loss_scale_window": Ignored(_SCALE),
+    "hysteresis": Ignored(_SCALE),
+    "min_scale": Ignored(_SCALE),
+    "amp": Refused("give fp16 or bf16"),
     "use_mup": Only((False,), "muP is not part of this program"),
-    "mup_rp_embedding_mult": Ignored("use_mup is off"),
+    "base_shapes_file": Ignored("use_mup is off"),
+    "coord_check": Ignored("use_mup is off"),
     # kernels
     "scaled_upper_triang_masked_softmax_fusion": Ignored(_FUSION),
     "scaled_masked_softmax_fusion": Ignored(_FUSION),
@@ -99,6 +131,7 @@ GPT_NEOX: dict[str, Rule] = {
     "model_parallel_size": To("parallel.tensor", default=1),
     "sequence_parallel": To("parallel.sequence_parallel", default=False),
     "is_pipe_parallel": Ignored("parallel.pipeline says it"),
+    "pipe_partition_method": Ignored("each pipeline stage has as many layers as the others"),
     "distributed_backend": Ignored("nccl on GPU, gloo on CPU"),
     "zero_optimization": Part("zero"),
     "zero_allow_untested_optimizer": Ignored(_ZERO),
@@ -112,11 +145,24 @@ GPT_NEOX: dict[str, Rule] = {
     "deepspeed_slurm": Ignored(_LAUNCH),
     "deepspeed_extra_args": Ignored(_LAUNCH),
     "slurm_comment": Ignored(_LAUNCH),
+    "comment": Ignored(_LAUNCH),
+    "user_script": Ignored(_LAUNCH),
+    "no_ssh_check": Ignored(_LAUNCH),
+    "force_multi": Ignored(_LAUNCH),
+    "detect_nvlink_pairs": Ignored(_LAUNCH),
+    "local_rank": Ignored(_LAUNCH),
+    "rank": Ignored(_LAUNCH),
+    "exclude": Ignored(_LAUNCH),
+    "master_addr": Ignored(_LAUNCH),
+    "elasticity": Refused("the number of processes stays while a run runs; it goes on with another number"),
     "master_port": Ignored(_LAUNCH),
     "include": Ignored(_LAUNCH),
     "num_nodes": Ignored(_LAUNCH),
     # optimizer and schedule
     "optimizer": Part("optimizer", default={}, inside=_ADAM),
+    "optimizer_type": Only(("adam", "Adam", "adamw", "AdamW"), "AdamW is the only optimizer"),
+    "use_bnb_optimizer": Only((False,), "AdamW keeps its state in fp32"),
+    "compression_training": Refused("weights are trained whole"),
     "scheduler": Ignored("the schedule is lr_decay_style, warmup and lr_decay_iters"),
     "min_lr": To("optimizer.min_lr", default=0.0),
     "lr": Part("optimizer"),
@@ -129,6 +175,9 @@ GPT_NEOX: dict[str, Rule] = {
         default="linear",
     ),
     "lr_decay_iters": To("optimizer.decay_steps"),
+    "lr_decay_fraction": Refused("give lr_decay_iters, the steps themselves"),
+    "warmup_iters": Refused("GPT-NeoX warms up for a share of the steps: give warmup, warmup_iters / lr_decay_iters"),
+    "decay_lr_to": Refused("GPT-NeoX reads no such key: give min_lr, the rate itself"),
     "warmup": To("optimizer.warmup", default=0.01),
     "override_lr_scheduler": Ignored("the schedule is always that of the file"),
     "use_checkpoint_lr_scheduler": Ignored("the schedule is always that of the file"),
@@ -139,6 +188,13 @@ GPT_NEOX: dict[str, Rule] = {
     "gas": Part("batch"),
     "batch_size": Part("batch"),
     "train_iters": To("train.steps", default=NEEDED),
+    "train_epochs": Refused("give train_iters, the steps themselves"),
+    "exit_interval": Ignored("a run ends at train_iters, and goes on where it was stopped"),
+    "curriculum_learning": Refused("sequences have one length from the first step"),
+    "curriculum_seqlen": Ignored("sequences have one length from the first step"),
+    "data_efficiency": Refused("sequences have one length from the first step"),
+    "train_impl": Only(("normal",), "the loss is that of the next token"),
+    "z_loss": Only((0, 0.0), "the loss is that of the next token"),
     "seed": To("train.seed", default=1234),
     "eval_interval": Part("data", default=1000),
     "eval_iters": To("train.eval_batches", default=100),
@@ -162,6 +218,10 @@ GPT_NEOX: dict[str, Rule] = {
     "extra_save_iters": Ignored("checkpoints are made every checkpoint.every steps"),
     "keep_last_n_checkpoints": To("checkpoint.keep"),
     "checkpoint_validation_with_forward_pass": Ignored("a checkpoint is verified by the SHA-256 of its files"),
+    "load_universal": Ignored("checkpoints load on any number of ranks"),
+    "s3_path": Ignored("checkpoints go to the run's dir"),
+    "s3_chunk_size": Ignored("checkpoints go to the run's dir"),
+    "config_files": Ignored("a run keeps its own configuration in its dir"),
     "save_base_shapes": Ignored("use_mup is off"),
     "no_save_optim": Only((False,), "a checkpoint always holds the optimizer"),
     "no_save_rng": Ignored("nothing random is saved; all of it follows from the seed"),
@@ -177,6 +237,11 @@ GPT_NEOX: dict[str, Rule] = {
     "valid_data_weights": Ignored(_SHARE),
     "test_data_weights": Ignored(_SHARE),
     "split": To("data.split", _split, default="969, 30, 1"),
+    "weight_by_num_documents": Only((False,), "weights are those of data.blend"),
+    "weighted_sampler_alpha": Ignored("weights are those of data.blend"),
+    "dataset_impl": Only(("gpt2",), "a sample is a row of text"),
+    "pack_impl": Only(("packed",), "documents are joined; data.instructions packs whole examples"),
+    "allow_chopped": Ignored("documents are joined"),
     "data_impl": Only(("mmap", "infer"), "shards are memory-mapped"),
     "mmap_warmup": Ignored(_LOADER),
     "num_workers": Ignored(_LOADER),
@@ -206,9 +271,68 @@ GPT_NEOX: dict[str, Rule] = {
     "wandb_host": Ignored("wandb takes the host from its own settings"),
     "wandb_init_all_ranks": Ignored("the first rank logs for all"),
     "dump_state": Ignored(_LOGS),
+    "use_comet": Ignored(_LOGS),
+    "profile": Ignored(_LOGS),
+    "char_level_ppl": Ignored(_LOGS),
+    "tensorboard": Ignored(_LOGS),
+    "wandb": Ignored(_LOGS),
+    "csv_monitor": Ignored(_LOGS),
+    "comms_logger": Ignored(_LOGS),
+    "git_hash": Ignored(_LOGS),
+    "log_grad_pct_zeros": Ignored(_LOGS),
     "flops_profiler": Ignored("floating-point operations are counted from the shapes, as speed/model_flops"),
+    # of no matter here
+    **_each(
+        "temperature top_p top_k maximum_tokens prompt_end num_samples recompute return_logits "
+        "precompute_model_name text_gen_type sample_input_file sample_output_file",
+        Ignored(_TEXT),
+    ),
+    **_each("eval_tasks eval_results_prefix", Ignored("`evaluate` is told what to measure")),
+    **_each("gmlp_attn_dim dim_att head_size ffn_dim", Ignored("the model has no such layers")),
+    **_each(
+        "expert_interval use_tutel create_moe_param_group enable_expert_tensor_parallelism moe_top_k "
+        "moe_loss_coeff moe_train_capacity_factor moe_eval_capacity_factor moe_min_capacity "
+        "moe_token_dropping moe_use_residual moe_expert_parallel_size moe_type moe_glu moe_lbl_in_fp32 "
+        "moe_jitter_eps",
+        Ignored("the model has no experts"),
+    ),
+    **_each(
+        "zero_stage zero_reduce_scatter zero_contiguous_gradients zero_reduce_bucket_size zero_allgather_bucket_size",
+        Ignored(_ZERO),
+    ),
+    **_each(
+        "dpo_fp32 dpo_beta dpo_reference_free kto_fp32 kto_beta kto_desirable_weight kto_undesirable_weight",
+        Ignored("train_impl is normal"),
+    ),
+    **_each(
+        "autotuning autotuning_run adlr_autoresume adlr_autoresume_interval param_sharing_style "
+        "scalenorm_epsilon rotary_save_freqs_buffer use_cpu_initialization lazy_mpu_init short_seq_prob "
+        "onnx_safe deepscale deepscale_config use_shared_fs deepspeed_activation_checkpointing "
+        "activation_checkpointing",
+        Ignored(_WITHOUT),
+    ),
+    **_each(
+        "train_label_data_paths train_reward_data_paths pos_train_label_data_paths neg_train_label_data_paths "
+        "valid_label_data_paths valid_reward_data_paths pos_valid_label_data_paths neg_valid_label_data_paths "
+        "test_label_data_paths test_reward_data_paths pos_test_label_data_paths neg_test_label_data_paths "
+        "pos_train_data_paths neg_train_data_paths pos_valid_data_paths neg_valid_data_paths "
+        "pos_test_data_paths neg_test_data_paths",
+        Refused(_LABELS),
+    ),
 }
 """What GPT-NeoX's own keys become; the defaults are those of its arguments."""
+
+PREFIXES: dict[str, Rule] = {
+    "te_": Ignored("layers are computed in train.precision by the kernels that the hardware has"),
+    "comet_": Ignored(_LOGS),
+    "profile_": Ignored(_LOGS),
+    "memory_profiling": Ignored(_LOGS),
+    "gradient_noise_scale_": Ignored(_LOGS),
+    "mup_": Ignored("use_mup is off"),
+    "mamba_": Ignored("the model has no such layers"),
+    "rpe_": Ignored("positions are rotary"),
+}
+"""What becomes of GPT-NeoX's keys that begin like this and are not in its table."""
 
 SEPLLM: dict[str, Rule] = {
     "separator_token_ids": Part("attention"),
@@ -242,3 +366,8 @@ SEPLLM: dict[str, Rule] = {
 """What the keys of SepLLM's official code become; the defaults are those of its arguments."""
 
 TABLE: dict[str, Rule] = GPT_NEOX | SEPLLM
+
+
+def rule_of(key: str) -> Rule | None:
+    """What becomes of a key in the table's spelling; None where it is not known."""
+    return TABLE.get(key) or next((rule for start, rule in PREFIXES.items() if key.startswith(start)), None)

@@ -165,3 +165,63 @@ def test_what_is_meant_is_noted_where_it_is_not_what_gpt_neox_does(tmp_path: Pat
     notes = "\n".join(neox_notes(tmp_path / "model.yml"))
     assert "use_bias_in_mlp: left out, and taken to be False as in the attention" in notes
     assert "sliding_window_width: 8 tokens, the query among them, as transformers counts" in notes
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"moe_num_experts": 4, "moe_type": "megablocks"},
+            "moe_num_experts=4 is refused: a mixture of experts is anoth",
+        ),
+        ({"num_experts": 4}, "num_experts=4 is refused: a mixture of experts is another architecture"),
+        ({"attention_config": [[["mamba"], 4]], "mamba_use_bias_in_conv": True}, "attention_config names mamba"),
+        ({"attention_config": [[["rwkv"], 4]], "dim_att": 64}, "attention_config names rwkv"),
+        ({"attention_config": [[["gmlp"], "all"]], "gmlp_attn_dim": 64}, "attention_config names gmlp"),
+        (
+            {"attention_config": [[["sparse_fixed", "global"], 2]], "sparsity_config": {"block": 16}},
+            "attention_config names sparse_fixed",
+        ),
+        ({"model_arch": "t5"}, "model_arch='t5' is refused: an encoder is no part of a decoder"),
+    ],
+)
+def test_another_architecture_is_refused_in_one_line(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Whatever else its file leaves out or says: learned positions and an unknown key are no further mistakes."""
+    with pytest.raises(ConfigError) as raised:
+        sketched(tmp_path, shape(4, 64, 4) | {"pos_emb": "learned", "unknown_key": 1} | keys)
+    first, *rest = str(raised.value).splitlines()
+    assert first.endswith("1 mistake(s)")
+    assert len(rest) == 1
+    assert message in rest[0]
+
+
+IGNORED = """
+comment data_types comet_project comet_tags use_comet profile profile_step_start memory_profiling memory_profiling_path
+te_columnparallel te_layernorm_mlp te_fp8_format te_fp8_mha git_hash log_grad_pct_zeros gradient_noise_scale_n_batches
+text_gen_type maximum_tokens temperature top_p top_k prompt_end sample_input_file sample_output_file num_samples
+recompute eval_tasks zero_stage loss_scale min_scale master_addr exclude autotuning wandb tensorboard s3_path
+pipe_partition_method moe_top_k mup_init_scale mamba_causal_conv_fusion rpe_num_buckets dpo_beta fp16_lm_cross_entropy exit_interval
+"""
+REFUSED = """
+decay_lr_to warmup_iters lr_decay_fraction train_epochs num_unique_layers soft_prompt_tuning curriculum_learning
+train_label_data_paths pos_train_data_paths sparse_attention elasticity amp
+"""
+
+
+@pytest.mark.parametrize("key", IGNORED.split())
+def test_keys_of_no_matter_are_ignored_with_a_reason(key: str, tmp_path: Path) -> None:
+    """They change nothing, and `show` says why."""
+    plain = LLAMA | shape(2, 96, 4, 64) | {"activation": "swiglu"}
+    assert sketched(tmp_path, plain | {key: "any"}) == sketched(tmp_path, plain)
+    (tmp_path / "model.yml").write_text(yaml.safe_dump(plain | {key: "any"}))
+    note = next(note for note in neox_notes(tmp_path / "model.yml") if note.startswith(f"{key}:"))
+    assert note.startswith(f"{key}: ignored: ")
+    assert len(note) > len(f"{key}: ignored: ") + 10
+
+
+@pytest.mark.parametrize("key", REFUSED.split())
+def test_keys_that_would_matter_are_refused_with_a_reason(key: str, tmp_path: Path) -> None:
+    """By name, with the way out or what there is not; never as unknown."""
+    with pytest.raises(ConfigError, match=rf"{key}='any': \w+") as raised:
+        sketched(tmp_path, LLAMA | shape(2, 96, 4, 64) | {"activation": "swiglu", key: "any"})
+    assert "did you mean" not in str(raised.value)

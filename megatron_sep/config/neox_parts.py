@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_sep.config import neox_attention, neox_model
 from megatron_sep.config.neox_rules import NeoxError, Tree
+from megatron_sep.config.tokenizer_files import merge_files
+
+_TOKENIZERS = ("GPT2BPETokenizer", "HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer")
 
 
 def _batch(values: Tree) -> Tree:
@@ -69,6 +73,23 @@ def _rest(values: Tree) -> Tree:
     return found
 
 
+def _tokenizer(values: Tree) -> Tree:
+    """The file of a tokenizer, or of its vocabulary with the merges beside it."""
+    if "vocab_file" not in values:
+        return {}
+    kind, vocab = values.get("tokenizer_type", "GPT2BPETokenizer"), Path(values["vocab_file"])
+    if kind not in _TOKENIZERS:
+        raise NeoxError(
+            f"tokenizer_type={kind!r}: known are {', '.join(map(repr, _TOKENIZERS))}; or leave vocab_file out and give "
+            "tokenizer.path, a tokenizer.json or .model"
+        )
+    merges = values.get("merge_file")
+    if merges and kind == "GPT2BPETokenizer" and Path(merges) not in merge_files(vocab):
+        places = " or ".join(map(str, merge_files(vocab)))
+        raise NeoxError(f"merge_file={merges!r}: the merges of vocab_file are looked for in {places}; lay them there")
+    return {"tokenizer.path": str(vocab)}
+
+
 def _data(values: Tree) -> Tree:
     """GPT-NeoX's order. Of a set for training all is trained on, and nothing is left to validate."""
     found: Tree = {"data.order": "neox"}
@@ -104,6 +125,7 @@ COMPOSERS = (
     _batch,
     _precision,
     _optimizer,
+    _tokenizer,
     _data,
     _rest,
 )

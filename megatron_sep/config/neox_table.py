@@ -248,11 +248,9 @@ GPT_NEOX: dict[str, Rule] = {
     "eod_mask_loss": Only((False,), "the loss counts the end-of-document token", default=False),
     "reset_position_ids": Only((False,), "set attention.document_boundaries: true; rotary positions are relative"),
     "reset_attention_mask": To("attention.document_boundaries", default=False),
-    "tokenizer_type": Only(
-        ("HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer"), "give tokenizer.path: a tokenizer.json or .model"
-    ),
-    "vocab_file": To("tokenizer.path"),
-    "merge_file": Refused("byte-pair merges in a file of their own are not read; give vocab_file as a tokenizer.json"),
+    "tokenizer_type": Part("tokenizer", default="GPT2BPETokenizer"),
+    "vocab_file": Part("tokenizer"),
+    "merge_file": Part("tokenizer"),
     # logs
     "log_interval": To("metrics.every", default=100),
     "steps_per_print": Ignored(_LOGS),

@@ -164,7 +164,7 @@ class AttentionConfig(Section):
 
 class TokenizerConfig(Section):
     path: Path
-    """A Hugging Face tokenizer.json or a sentencepiece .model."""
+    """A Hugging Face tokenizer.json, a sentencepiece .model, or the vocab.json of GPT-2's kind with its merges.txt."""
     eod: str | None = None
     """Text of the end-of-document token; null: <|endoftext|>, else </s>."""
 

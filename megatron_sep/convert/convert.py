@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_sep.config import RunConfig, sketch_config
 from megatron_sep.config.schema import ModelConfig
-from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.data.tokenizer import copy_tokenizer, load_tokenizer
 from megatron_sep.errors import UserError
 from megatron_sep.files import written_aside
 from megatron_sep.weights.export import export_rules
@@ -118,7 +118,7 @@ def _copy_tokenizer(source: OpenedSource, folder: Path) -> None:
     if source.tokenizer is None:
         return
     beside = source.tokenizer.parent
-    shutil.copy(source.tokenizer, folder / f"tokenizer{source.tokenizer.suffix}")
+    copy_tokenizer(source.tokenizer, folder / f"tokenizer{source.tokenizer.suffix}")
     for name in _TOKENIZER[2:]:
         if (beside / name).is_file():
             shutil.copy(beside / name, folder / name)

@@ -213,3 +213,11 @@ def test_bfloat16_is_read_in_each_of_its_spellings(tmp_path: Path) -> None:
     for values in ({"bf16": {"enabled": True}}, {"fp16": {"enabled": True, "type": "bfloat16"}}):
         assert load(tmp_path, BARE | values).train.precision == "bf16"
     assert load(tmp_path, BARE | {"precision": "bfloat16", "fp16": {}}).train.precision == "bf16"
+
+
+def test_a_vocabulary_with_its_merges_is_a_tokenizer(tmp_path: Path) -> None:
+    """As GPT-NeoX's local setups name them, its own tokenizer being that of GPT-2; another path lifts it."""
+    local = {"vocab_file": "data/gpt2-vocab.json", "merge_file": "data/gpt2-merges.txt"}
+    assert str(load(tmp_path, BARE | local).tokenizer.path) == "data/gpt2-vocab.json"
+    other = load_config(write(tmp_path, BARE | local), ["tokenizer.path=other.json"])
+    assert str(other.tokenizer.path) == "other.json"

@@ -200,7 +200,8 @@ comment data_types comet_project comet_tags use_comet profile profile_step_start
 te_columnparallel te_layernorm_mlp te_fp8_format te_fp8_mha git_hash log_grad_pct_zeros gradient_noise_scale_n_batches
 text_gen_type maximum_tokens temperature top_p top_k prompt_end sample_input_file sample_output_file num_samples
 recompute eval_tasks zero_stage loss_scale min_scale master_addr exclude autotuning wandb tensorboard s3_path
-pipe_partition_method moe_top_k mup_init_scale mamba_causal_conv_fusion rpe_num_buckets dpo_beta fp16_lm_cross_entropy exit_interval
+pipe_partition_method moe_top_k mup_init_scale mamba_causal_conv_fusion rpe_num_buckets dpo_beta
+fp16_lm_cross_entropy exit_interval
 """
 REFUSED = """
 decay_lr_to warmup_iters lr_decay_fraction train_epochs num_unique_layers soft_prompt_tuning curriculum_learning

@@ -171,7 +171,7 @@ GPT_NEOX: dict[str, Rule] = {
     "clip_grad": To("optimizer.clip_grad"),
     "lr_decay_style": To(
         "optimizer.decay",
-        choose("lr_decay_style", {"cosine": "cosine", "linear": "linear", "constant": "constant"}),
+        choose("lr_decay_style", {"cosine": "cosine", "linear": "linear_to_zero", "constant": "constant"}),
         default="linear",
     ),
     "lr_decay_iters": To("optimizer.decay_steps"),

@@ -255,7 +255,8 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0: no clipping."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "linear_to_zero", "constant"] = "cosine"
+    """How the rate falls to min_lr; linear_to_zero heads for 0 and stops at min_lr, as GPT-NeoX's linear does."""
     warmup: Fraction = 0.01
     """Share of the decay steps."""
     decay_steps: PositiveInt | None = None

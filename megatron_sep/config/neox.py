@@ -9,13 +9,22 @@ from difflib import get_close_matches
 from typing import Any
 
 from megatron_sep.config.neox_parts import COMPOSERS, REMARKS
-from megatron_sep.config.neox_rules import NEEDED, ArchitectureError, NeoxError, Only, Part, Refused, Rule, To, Tree
+from megatron_sep.config.neox_rules import (
+    NEEDED,
+    ArchitectureError,
+    NeoxError,
+    Only,
+    Part,
+    Refused,
+    Rule,
+    To,
+    Tree,
+    describes_a_model,
+)
 from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM, TABLE, rule_of
 
 NATIVE_TOO = {"optimizer", "dir"}
 """Keys that a file of ours has as well: they do not tell the two kinds apart."""
-_SHAPE = ("num_layers", "hidden_size", "num_attention_heads")
-"""Where one of these stands, a file describes a model, and GPT-NeoX's defaults are meant."""
 _NEEDED_PATHS = {"train_micro_batch_size_per_gpu": "train.micro_batch_size"}
 
 
@@ -73,7 +82,7 @@ def needed_keys(tree: Mapping[str, Any], alone: bool) -> dict[str, str]:
     ``alone``: no file of ours lies on top. Nothing is needed of files that describe no model beside others.
     """
     values, _ = _spelled(tree)
-    if not (_describes_a_model(values) or (alone and values.keys() - SEPLLM.keys())):
+    if not (describes_a_model(values) or (alone and values.keys() - SEPLLM.keys())):
         return {}
     rules = {key: rule for key, rule in TABLE.items() if rule.default is NEEDED}
     return {(rule.path if isinstance(rule, To) else _NEEDED_PATHS[key]): key for key, rule in rules.items()}
@@ -115,10 +124,6 @@ def _apply(found: Tree, key: str, value: Any, left_out: bool) -> None:
         raise rule.error(f"{said}: {rule.reason}; {key}={known} is taken")
 
 
-def _describes_a_model(values: Tree) -> bool:
-    return any(key in values for key in _SHAPE)
-
-
 def _asks_for_a_pattern(values: Tree) -> bool:
     """Whether a key of SepLLM's that belongs to the attention is there."""
     return any(isinstance(rule, Part) and rule.of == "attention" and key in values for key, rule in SEPLLM.items())
@@ -127,7 +132,7 @@ def _asks_for_a_pattern(values: Tree) -> bool:
 def _filled(values: Tree) -> Filled:
     """The keys with the defaults of what is left out: GPT-NeoX's of a model, SepLLM's of a pattern."""
     rules: dict[str, Rule] = {}
-    if _describes_a_model(values):
+    if describes_a_model(values):
         rules |= GPT_NEOX
     if _asks_for_a_pattern(values):
         rules |= SEPLLM

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sep.config import neox_attention, neox_model
-from megatron_sep.config.neox_rules import NeoxError, Tree
+from megatron_sep.config.neox_rules import NeoxError, Tree, describes_a_model
 from megatron_sep.config.tokenizer_files import merge_files
 
 _TOKENIZERS = ("GPT2BPETokenizer", "HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer")
@@ -34,6 +34,8 @@ def data_parallel_ranks(values: Mapping[str, Any]) -> int:
 
 
 def _precision(values: Tree) -> Tree:
+    if not (describes_a_model(values) or values.keys() & {"fp16", "bf16", "precision"}):
+        return {}
     fp16, named = values.get("fp16", {}), values.get("precision")
     of_fp16 = fp16.get("type", named) if fp16.get("enabled") else None
     if values.get("bf16", {}).get("enabled") or {named, of_fp16} & {"bfloat16", "bf16"}:
@@ -64,9 +66,10 @@ def _optimizer(values: Tree) -> Tree:
 
 
 def _rest(values: Tree) -> Tree:
-    found: Tree = {
-        "model.vocab_multiple": values.get("make_vocab_size_divisible_by", 128) * values.get("model_parallel_size", 1),
-    }
+    found: Tree = {}
+    if "make_vocab_size_divisible_by" in values:
+        multiple = values["make_vocab_size_divisible_by"] * values.get("model_parallel_size", 1)
+        found = {"model.vocab_multiple": multiple}
     _check_rest(values)
     if values.get("finetune") and "load" in values:
         found["checkpoint.init_from"] = values["load"]
@@ -92,7 +95,9 @@ def _tokenizer(values: Tree) -> Tree:
 
 def _data(values: Tree) -> Tree:
     """GPT-NeoX's order. Of a set for training all is trained on, and nothing is left to validate."""
-    found: Tree = {"data.order": "neox"}
+    found: Tree = {}
+    if describes_a_model(values) or values.keys() & {"data_path", "train_data_paths"}:
+        found = {"data.order": "neox"}
     if "train_data_paths" in values:
         paths = values["train_data_paths"]
         paths = [paths] if isinstance(paths, str) else paths

@@ -60,6 +60,15 @@ class Refused:
     default: None = None
 
 
+SHAPE = ("num_layers", "hidden_size", "num_attention_heads")
+"""Where one of these stands, a file describes a model, and GPT-NeoX's defaults are meant."""
+
+
+def describes_a_model(values: Mapping[str, Any]) -> bool:
+    """Whether files are a run's and not a setup or a pattern that lies beside others."""
+    return any(key in values for key in SHAPE)
+
+
 Rule = To | Part | Ignored | Only | Refused
 
 

@@ -102,6 +102,16 @@ def test_a_setup_without_a_model_alone_is_no_pythia(tmp_path: Path) -> None:
     ours = write(tmp_path, {"model": {"num_layers": 2}}, "ours.yaml")
     config = load_config(setup, [str(ours)])
     assert (config.model.num_layers, config.model.rotary_fraction, config.optimizer.betas) == (2, 0.25, (0.9, 0.95))
+    assert (config.train.precision, config.data.order) == ("bf16", "neox")
+
+
+def test_a_pattern_beside_a_run_of_ours_changes_the_pattern_alone(tmp_path: Path) -> None:
+    """A file of SepLLM's keys and nothing else leaves precision, data and schedule as the run has them."""
+    run = write(tmp_path, {"dir": "x", "tokenizer": {"path": "t"}, "data": {"path": "d"}}, "run.yaml")
+    pattern = write(tmp_path, {"streamingLLM": True, "prefill_local_window_size": 64}, "pattern.yml")
+    plain, changed = load_config(run), load_config(run, [str(pattern)])
+    assert (changed.attention.window, changed.attention.sinks) == (64, 3)
+    assert changed.model_copy(update={"attention": plain.attention}) == plain
 
 
 def test_show_lists_what_was_left_out(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ GPT_NEOX: dict[str, Rule] = {
         "precompute_model_name text_gen_type sample_input_file sample_output_file",
         Ignored(_TEXT),
     ),
-    **_each("eval_tasks eval_results_prefix", Ignored("`evaluate` is told what to measure")),
+    **_each("eval_tasks eval_results_prefix", Ignored("tasks are measured on an export, by another program")),
     **_each("gmlp_attn_dim dim_att head_size ffn_dim", Ignored("the model has no such layers")),
     **_each(
         "expert_interval use_tutel create_moe_param_group enable_expert_tensor_parallelism moe_top_k "

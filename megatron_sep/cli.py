@@ -216,12 +216,18 @@ def separators(
     ],
     text: Annotated[Path | None, typer.Option(help="file of text to measure them on")] = None,
     merged: Annotated[bool, typer.Option("--merged", help='add merged tokens such as ." and newline runs')] = False,
-    add: Annotated[list[int] | None, typer.Option("--id", help="add this token id; may be given again")] = None,
+    named: Annotated[
+        str | None, typer.Option("--list", help="a list of the authors' code instead, such as llama-3-streaming")
+    ] = None,
+    add: Annotated[list[int] | None, typer.Option("--id", min=0, help="add this token id; may be given again")] = None,
+    eod: Annotated[
+        str | None, typer.Option(help="text of the end-of-document token, where it is not <|endoftext|> or </s>")
+    ] = None,
 ) -> None:
     """List which tokens of a tokenizer are separators and, on a text, how dense they are and what they miss."""
-    from megatron_sep.report.separators import describe_separators
+    from megatron_sep.report.separators import attention_of, describe_separators
 
-    typer.echo(describe_separators(tokenizer, text, merged, tuple(add or ())))
+    typer.echo(describe_separators(tokenizer, text, attention_of(merged, named, tuple(add or ())), eod))
 
 
 @app.command()

@@ -94,6 +94,7 @@ def test_train_generate_and_plot(run_yaml: Path, tmp_path: Path) -> None:
     trained = call("train", run_yaml)
     assert trained.returncode == 0, trained.stderr
     assert "step 8/8  validation loss" in trained.stdout
+    assert trained.stdout.count("of the separating characters stand in a token that is none") == 1
     texts = [call("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for _ in range(2)]
     assert texts[0].returncode == 0, texts[0].stderr
     assert texts[0].stdout.startswith("alpha is")

@@ -191,9 +191,11 @@ def mask(row: npt.NDArray[np.int64], config: RunConfig, layer: int) -> npt.NDArr
 
 
 def separator_ids(config: RunConfig) -> list[int]:
-    """The ids of the separators, from the tokenizer's library itself."""
+    """The ids of the separators, from the tokenizer's library itself. Raises SystemExit for merged ones and lists."""
     library = Library.from_file(str(config.tokenizer.path))
     chosen = NINE if config.attention.separators == "default" else config.attention.separators
+    if not isinstance(chosen, tuple):
+        raise SystemExit(f"attention.separators={chosen}: this tool knows default, texts and attention.separator_ids")
     texts = [library.encode(text, add_special_tokens=False).ids for text in chosen]
     return [*(ids[0] for ids in texts), *config.attention.separator_ids]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan, document_numbers
-from megatron_sep.attention.separators import PAPER_SEPARATORS, Tokens, check_separators, separator_ids
+from megatron_sep.attention.separators import Tokens, chosen_separators
 from megatron_sep.config.schema import AttentionConfig
 
 
@@ -22,9 +22,7 @@ class LayerRules:
     @classmethod
     def of(cls, attention: AttentionConfig, num_layers: int, tokenizer: Tokens) -> "LayerRules":
         """Look the separators up in the tokenizer. Raises SeparatorError."""
-        texts = PAPER_SEPARATORS if attention.separators == "default" else attention.separators
-        ids = tuple(dict.fromkeys((*separator_ids(texts, tokenizer), *attention.separator_ids)))
-        check_separators(ids, tokenizer)
+        ids = chosen_separators(attention, tokenizer)
         pattern = AttentionPattern(attention.window, attention.sinks, ids, attention.stride)
         return cls(
             layer_patterns(pattern, num_layers, attention.full_layers),

@@ -1,8 +1,10 @@
-"""Separators are given as text and become token ids through the tokenizer in use."""
+"""Separators are given as text, or as a list of the authors', and become token ids through the tokenizer in use."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from megatron_sep.attention.separator_lists import LISTS
+from megatron_sep.config.schema import AttentionConfig, ListName, SeparatorsConfig
 from megatron_sep.errors import UserError
 
 PAPER_SEPARATORS = (".", ",", "?", "!", ";", ":", " ", "\t", "\n")
@@ -43,6 +45,42 @@ def separator_ids(separators: Iterable[str], tokenizer: Tokens) -> tuple[int, ..
     return tuple(ids[0] for ids in found.values())
 
 
+def list_ids(name: ListName, tokenizer: Tokens) -> tuple[int, ...]:
+    """The ids of a list of the authors' code. Raises SeparatorError for a tokenizer in which they are other texts."""
+    named = LISTS[name]
+    for number, text in named.texts.items():
+        found = repr(tokenizer.decode([number])) if number < tokenizer.vocab_size else "no token"
+        if found != repr(text):
+            raise SeparatorError(
+                f"attention.separators={name}: is a list for {named.tokenizer}'s tokenizer, whose token {number} is "
+                f"{text!r}; in this one it is {found}. Set attention.separators={{texts: default, merged: true}}"
+            )
+    return tuple(named.texts)
+
+
+def chosen_separators(attention: AttentionConfig, tokenizer: Tokens) -> tuple[int, ...]:
+    """The ids of the separators of a configuration, each once. Raises SeparatorError.
+
+    What begins, ends or fills up texts is refused, but for that which a list of the authors' has.
+    """
+    asked = attention.separators
+    if isinstance(asked, str) and asked != "default":
+        check_separators(attention.separator_ids, tokenizer)
+        return tuple(dict.fromkeys((*list_ids(asked, tokenizer), *attention.separator_ids)))
+    texts = separator_texts(attention)
+    merged = merged_separators(tokenizer, texts) if isinstance(asked, SeparatorsConfig) and asked.merged else ()
+    ids = tuple(dict.fromkeys((*separator_ids(texts, tokenizer), *merged, *attention.separator_ids)))
+    check_separators(ids, tokenizer)
+    return ids
+
+
+def separator_texts(attention: AttentionConfig) -> tuple[str, ...]:
+    """What separates, as text: the nine where the configuration names a list; none where it has ids alone."""
+    asked = attention.separators
+    texts = asked.texts if isinstance(asked, SeparatorsConfig) else asked
+    return PAPER_SEPARATORS if isinstance(texts, str) else texts
+
+
 def check_separators(ids: Iterable[int], tokenizer: Tokens) -> None:
     """Raise SeparatorError for an id that the vocabulary does not have, or that begins, ends or fills up texts."""
     for number in ids:
@@ -61,19 +99,20 @@ _CLOSING = frozenset("\"'`)]}>»\u201d\u2019")
 """What a tokenizer merges with the separator before or after it."""
 
 
-def merged_separators(tokenizer: Tokens) -> dict[int, str]:
-    """Tokens of separators, quotes and brackets alone that are not among the nine: `."`, `,"`, newline runs, ` .`."""
-    nine = {ids[0] for ids in map(tokenizer.token_ids, PAPER_SEPARATORS) if len(ids) == 1}
+def merged_separators(tokenizer: Tokens, texts: Sequence[str] = PAPER_SEPARATORS) -> dict[int, str]:
+    """Tokens of separators, quotes and brackets alone that hold one of ``texts`` and are none: `."`, newline runs."""
+    others = {ids[0] for ids in map(tokenizer.token_ids, texts) if len(ids) == 1} | tokenizer.special_ids
+    beside = _CLOSING.union(PAPER_SEPARATORS, *texts)
     found = {}
     for number in range(tokenizer.vocab_size):
-        text = "" if number in nine | tokenizer.special_ids else tokenizer.decode([number])
-        if has_separator(text) and all(char in PAPER_SEPARATORS or char in _CLOSING for char in text):
+        text = "" if number in others else tokenizer.decode([number])
+        if num_separators(text, texts) and beside.issuperset(text):
             found[number] = text
     return found
 
 
-def has_separator(text: str) -> bool:
-    """Whether one of the nine characters ends a part of the text: the space before a word does not count."""
-    return any(separator in text for separator in PAPER_SEPARATORS[:6] + PAPER_SEPARATORS[7:]) or (
-        bool(text) and not text.strip(" ")
-    )
+def num_separators(text: str, texts: Sequence[str] = PAPER_SEPARATORS) -> int:
+    """How many of ``texts`` stand in the text of a token: the space before a word is none, a run of spaces is one."""
+    if not text.strip(" "):
+        return int(bool(text) and " " in texts)
+    return sum(text.count(separator) for separator in texts if separator != " ")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -270,7 +270,7 @@ def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
 
 def _describe(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
     """One line for one pydantic error: the key, the value, and the way out."""
-    place = [str(part) for part in error["loc"]]
+    place = [str(part) for part in error["loc"] if not str(part).startswith("<")]  # <...>: one kind of several
     key = ".".join(place)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, list(_known_keys(kind)), n=1, cutoff=0.5)
@@ -286,7 +286,15 @@ def _describe(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _known_keys(kind, f"{prefix}{name}.")
-        else:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             yield f"{prefix}{name}"
+        for below in _sections(kind):
+            yield from _known_keys(below, f"{prefix}{name}.")
+
+
+def _sections(kind: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value of this type may be."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections(part)

@@ -1,9 +1,9 @@
 """Every setting of a run: frozen sections, unknown keys forbidden, bounds beside each field."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES
 
@@ -130,6 +130,38 @@ class AnnealingConfig(Section):
         return tuple(found)
 
 
+ListName = Literal["llama-3-training-free", "llama-3-streaming", "gpt-neox-streaming"]
+"""Lists of token ids of the authors' code, each for one tokenizer."""
+
+
+def _kind_of_texts(value: Any) -> str:
+    return "<name>" if isinstance(value, str) else "<texts>"
+
+
+def _kind_of_separators(value: Any) -> str:
+    return "<mapping>" if isinstance(value, dict | SeparatorsConfig) else _kind_of_texts(value)
+
+
+# The kinds are told apart by their type, so that a mistake is one of a single kind.
+Texts = Annotated[tuple[str, ...], Tag("<texts>")]
+DefaultOrTexts = Annotated[Annotated[Literal["default"], Tag("<name>")] | Texts, Discriminator(_kind_of_texts)]
+
+
+class SeparatorsConfig(Section):
+    """Texts, and what the tokenizer merged them into."""
+
+    texts: DefaultOrTexts
+    """As `separators` has them on their own."""
+    merged: bool = False
+    """Also tokens of separators, quotes and brackets alone that hold one of the texts: ` .`, `,"`, newline runs."""
+
+
+Separators = Annotated[
+    Annotated[Literal["default", ListName], Tag("<name>")] | Texts | Annotated[SeparatorsConfig, Tag("<mapping>")],
+    Discriminator(_kind_of_separators),
+]
+
+
 class AttentionConfig(Section):
     """What a token sees; the defaults are full causal attention."""
 
@@ -137,8 +169,9 @@ class AttentionConfig(Section):
     """Neighbouring tokens, the query included; null: all."""
     sinks: NonNegativeInt = 0
     """First tokens of a document that stay visible."""
-    separators: Literal["default"] | tuple[str, ...] = ()
-    """Texts whose tokens stay visible; `default`: . , ? ! : ; space, tab, newline."""
+    separators: Separators = ()
+    """Texts whose tokens stay visible; `default`: . , ? ! : ; space, tab, newline. `{texts: default, merged: true}`:
+    also what the tokenizer merged them into. The name of a list: the ids of the authors' code, for its tokenizer."""
     separator_ids: tuple[NonNegativeInt, ...] = ()
     """More of them by token id, as `megatron_sep separators` lists them."""
     stride: PositiveInt | None = None

@@ -137,9 +137,15 @@ def _json_text(line: str, key: str) -> str:
     if not isinstance(record, dict) or key not in record:
         keys = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
         raise BadRecordError("missing field", f"no {key!r} in it, it has: {keys}")
-    if not isinstance(record[key], str):
-        raise BadRecordError("field is no text", f"{key!r} is a {type(record[key]).__name__}")
-    return str(record[key])
+    text = record[key]
+    if not isinstance(text, str):
+        raise BadRecordError(*_no_text(key, "null" if text is None else f"a {type(text).__name__}"))
+    return text
+
+
+def _no_text(key: str, kind: str) -> tuple[str, str]:
+    """Reason and detail of a field that holds something else, in JSON as in parquet."""
+    return "field is no text", f"{key!r} is {kind}"
 
 
 def format_of(path: Path) -> str:
@@ -228,7 +234,7 @@ def _column_fault(file: Any, name: str) -> tuple[str, str] | None:
 
 def _cell(path: Path, row: int, value: bytes | None, limits: Limits) -> Record:
     if value is None:
-        return Record(path, row, b"", "text", "missing field", f"{limits.field!r} is null")
+        return Record(path, row, b"", "text", *_no_text(limits.field, "null"))
     return _too_long(path, row, limits) if len(value) > limits.max_bytes else Record(path, row, value, "text")
 
 

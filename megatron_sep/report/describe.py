@@ -8,7 +8,11 @@ from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config import RunConfig, Sketch, to_yaml
 from megatron_sep.config.size import ModelSize
 from megatron_sep.data.resolved import Resolved, resolve
+from megatron_sep.data.separator_notes import separator_notes, shown_samples
 from megatron_sep.data.tokenizer import TokenizerError
+from megatron_sep.errors import UserError
+
+SHOWN_IDS = 20
 
 
 def describe(sketch: Sketch) -> str:
@@ -35,6 +39,7 @@ def _size_and_layers(sketch: Sketch) -> list[str]:
         f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {resolved.vocab_size:,}",
         *(f"# {line}" for line in layer_lines(resolved.rules.patterns)),
         *_annealing_lines(config, resolved),
+        *([] if "data.path" in sketch.missing else _separator_lines(config, resolved)),
     ]
 
 
@@ -51,6 +56,17 @@ def _without_tokenizer(config: RunConfig, why: str) -> list[str]:
         *(f"# {line}" for line in layer_lines(layer_patterns(pattern, config.model.num_layers, attention.full_layers))),
         *named,
     ]
+
+
+def _separator_lines(config: RunConfig, resolved: Resolved) -> list[str]:
+    """What the separators hold of the training data, where it is there already."""
+    if not resolved.rules.separators.separator_ids:
+        return []
+    try:
+        samples = shown_samples(config.data, config.model.sequence_length, resolved.tokenizer)
+        return [f"# {note}" for note in separator_notes(config.attention, resolved, samples)]
+    except UserError as error:
+        return [f"# what the separators hold of the data is not known yet: {error}"]
 
 
 def _annealing_lines(config: RunConfig, resolved: Resolved) -> list[str]:
@@ -78,7 +94,14 @@ def in_words(pattern: AttentionPattern) -> str:
     if pattern.sinks:
         seen.append(f"the first {pattern.sinks}")
     if pattern.separator_ids:
-        seen.append(f"every separator (ids {', '.join(map(str, pattern.separator_ids))})")
+        seen.append(f"every separator ({_ids_in_words(pattern.separator_ids)})")
     if pattern.stride:
         seen.append(f"every {pattern.stride}th token")
     return ", ".join(seen)
+
+
+def _ids_in_words(ids: tuple[int, ...]) -> str:
+    """All of a list that a reader takes in; of a longer one how many, and the first."""
+    if len(ids) <= SHOWN_IDS:
+        return f"ids {', '.join(map(str, ids))}"
+    return f"{len(ids)} ids: {', '.join(map(str, ids[:SHOWN_IDS]))} ..."

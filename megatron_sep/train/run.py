@@ -11,6 +11,7 @@ from megatron_sep.data.once import Once
 from megatron_sep.data.open_data import open_data
 from megatron_sep.data.resolved import Resolved, resolve
 from megatron_sep.data.samples import Samples
+from megatron_sep.data.separator_notes import separator_notes
 from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
@@ -80,7 +81,8 @@ def open_inputs(config: RunConfig) -> Inputs:
 def _notes(config: RunConfig, inputs: Inputs) -> list[str]:
     """What a user should know of the data before it is trained on."""
     assumed = unknown_tokenizers(config.data.sources, config.tokenizer.path)
-    return [*assumed, *inputs.train.notes(), *(inputs.valid.notes() if inputs.valid else ())]
+    separators = separator_notes(config.attention, inputs.resolved, inputs.train)
+    return [*assumed, *inputs.train.notes(), *(inputs.valid.notes() if inputs.valid else ()), *separators]
 
 
 def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str] = ()) -> Run:
@@ -101,7 +103,7 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=newest is None))
     state = _resume(newest, engine, config, topology, changes)
-    for note in _notes(config, inputs):
+    for note in topology.tell(lambda: _notes(config, inputs)):
         topology.say(note)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
     return Run(

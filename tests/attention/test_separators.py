@@ -2,22 +2,29 @@
 
 import os
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 
+from megatron_sep.attention.cut import measure
 from megatron_sep.attention.rules import LayerRules
+from megatron_sep.attention.separator_lists import LISTS
 from megatron_sep.attention.separators import (
     PAPER_SEPARATORS,
     SeparatorError,
     check_separators,
+    chosen_separators,
     merged_separators,
+    num_separators,
     separator_ids,
 )
-from megatron_sep.config.schema import AttentionConfig
-from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from megatron_sep.config.schema import AttentionConfig, ListName, SeparatorsConfig
+from megatron_sep.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer, train_tokenizer
 from megatron_sep.errors import UserError
-from megatron_sep.report.separators import describe_separators, measure
+from megatron_sep.report.separators import attention_of, describe_separators
 
 TOKENIZER = "GPT_NEOX_TOKENIZER"
 
@@ -49,10 +56,83 @@ def test_density_coverage_and_gap_are_counted(tokenizer: Tokenizer) -> None:
     """On known ids, counted by hand."""
     comma, dot, word = (tokenizer.token_ids(text)[0] for text in (",", ".", "e"))
     merged = next(number for number, text in merged_separators(tokenizer).items() if text == '."')
-    cut = measure([word, comma, word, word, merged, word, dot, word], (comma, dot), tokenizer)
+    cut = measure([[word, comma, word, word, merged, word, dot, word]], (comma, dot), tokenizer)
     assert (cut.tokens, cut.density, cut.largest_gap) == (8, 2 / 8, 5)
     assert cut.coverage == pytest.approx(2 / 3)
-    assert measure([word] * 5, (comma,), tokenizer).largest_gap == 6
+    assert cut.missed == (merged,)
+    bare = measure([[word] * 5, [comma] * 3], (comma,), tokenizer)
+    assert (bare.largest_gap, bare.coverage, bare.missed) == (6, 1.0, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("", 0), ("word", 0), (" word", 0), (" ", 1), ("    ", 1), (" .", 1), (".\n\n", 3), ("\n ", 1)]
+)
+def test_a_space_counts_where_a_token_is_blank(text: str, number: int) -> None:
+    """Of other tokens the characters that separate are counted one by one."""
+    assert num_separators(text) == number
+
+
+def test_merged_tokens_join_the_texts_of_a_configuration(tokenizer: Tokenizer) -> None:
+    """With `merged` all that the verb finds; of fewer texts, those alone that hold one of them."""
+    everything = AttentionConfig(window=4, separators=SeparatorsConfig(texts="default", merged=True))
+    ids = chosen_separators(everything, tokenizer)
+    assert set(ids) == {*separator_ids(PAPER_SEPARATORS, tokenizer), *merged_separators(tokenizer)}
+    assert LayerRules.of(everything, 2, tokenizer).separators.separator_ids == ids
+    dots = AttentionConfig(window=4, separators=SeparatorsConfig(texts=(".",), merged=True))
+    found = [tokenizer.decode([number]) for number in chosen_separators(dots, tokenizer)]
+    assert {'."', "."} <= set(found)
+    assert all("." in text for text in found)
+    plain = AttentionConfig(window=4, separators=SeparatorsConfig(texts="default"))
+    assert chosen_separators(plain, tokenizer) == separator_ids(PAPER_SEPARATORS, tokenizer)
+
+
+class Spelled:
+    """A tokenizer whose vocabulary is known at some places alone."""
+
+    vocab_size, eod_id, special_ids = 128_001, 128_000, frozenset((128_000,))
+
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        self._texts = texts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._texts.get(number, "word") for number in ids)
+
+    def token_ids(self, text: str) -> list[int]:
+        return [number for number, known in self._texts.items() if known == text] or [1, 2]
+
+
+def test_lists_are_those_of_the_authors() -> None:
+    """Nine, seventeen and twenty ids; those of Llama-3 differ in what it merges and in the one that begins texts."""
+    free, streaming, neox = (set(LISTS[name].texts) for name in get_args(ListName))
+    assert (len(free), len(streaming), len(neox)) == (9, 17, 20)
+    assert free - streaming == {128_000}
+    assert {662, 1174, 720} <= streaming - free
+    for name in LISTS:
+        tokenizer = Spelled(LISTS[name].texts)
+        assert chosen_separators(AttentionConfig(window=4, separators=name), tokenizer) == tuple(LISTS[name].texts)
+
+
+def test_a_list_is_refused_by_another_tokenizer(tokenizer: Tokenizer) -> None:
+    """An id that is another text there, or beyond the vocabulary, is named with both texts and the way out."""
+    message = r"llama-3-streaming: is a list for Llama-3's tokenizer, whose token 13 is '\.'; in this one it is '.*Set "
+    with pytest.raises(SeparatorError, match=message):
+        LayerRules.of(AttentionConfig(window=4, separators="llama-3-streaming"), 2, tokenizer)
+    moved = {**LISTS["llama-3-streaming"].texts, 262: "    "}
+    with pytest.raises(SeparatorError, match="whose token 262 is '   '; in this one it is '    '"):
+        chosen_separators(AttentionConfig(window=4, separators="llama-3-streaming"), Spelled(moved))
+    small = Spelled(LISTS["llama-3-training-free"].texts)
+    small.vocab_size = 128_000
+    with pytest.raises(SeparatorError, match=r"token 128000 is '<\|begin_of_text\|>'; in this one it is no token"):
+        chosen_separators(AttentionConfig(window=4, separators="llama-3-training-free"), small)
+
+
+def test_what_ends_texts_is_refused_beside_a_list() -> None:
+    """A list may hold it, ids that are added may not."""
+    tokenizer = Spelled(LISTS["llama-3-streaming"].texts)
+    with pytest.raises(SeparatorError, match="128000 is 'word', which begins, ends or fills up texts"):
+        chosen_separators(
+            AttentionConfig(window=4, separators="llama-3-streaming", separator_ids=(128_000,)), tokenizer
+        )
 
 
 def test_what_ends_texts_is_refused(tokenizer: Tokenizer, tokenizer_path: Path) -> None:
@@ -60,7 +140,7 @@ def test_what_ends_texts_is_refused(tokenizer: Tokenizer, tokenizer_path: Path) 
     with pytest.raises(SeparatorError, match=r"0 is '<\|endoftext\|>', which begins, ends or fills up texts"):
         LayerRules.of(AttentionConfig(window=4, separator_ids=(0,)), 2, tokenizer)
     with pytest.raises(SeparatorError, match="endoftext"):
-        describe_separators(tokenizer_path, None, merged=False, more=(0,))
+        describe_separators(tokenizer_path, None, attention_of(False, None, (0,)))
     for number in (9999, -5):
         with pytest.raises(SeparatorError, match=rf"{number} is no token of a vocabulary of \d+"):
             check_separators((number,), tokenizer)
@@ -84,15 +164,30 @@ def test_the_verb_measures_and_warns(tokenizer_path: Path, tmp_path: Path) -> No
     """Density, coverage and gap of a text; a text whose marks hide in other tokens is warned about."""
     text = tmp_path / "text.txt"
     text.write_text('"Go," said one. "Stay." They went.' * 20)
-    plain = describe_separators(tokenizer_path, text, merged=False, more=())
-    merged = describe_separators(tokenizer_path, text, merged=True, more=())
-    assert "coverage 100.0%" in merged
-    assert "coverage 100.0%" not in plain
-    assert "separator_ids: [" in merged
+    nine, merged = attention_of(False, None, ()), attention_of(True, None, ())
+    assert "coverage 100.0%" in describe_separators(tokenizer_path, text, merged)
+    assert "coverage 100.0%" not in describe_separators(tokenizer_path, text, nine)
     text.write_text("alphabetagammadelta" * 200)
-    assert "warning: fewer than 3% of the tokens" in describe_separators(tokenizer_path, text, merged=False, more=())
+    assert "warning: fewer than 3% of the tokens" in describe_separators(tokenizer_path, text, nine)
     with pytest.raises(SeparatorError, match="cannot be read"):
-        describe_separators(tokenizer_path, tmp_path / "none.txt", merged=False, more=())
+        describe_separators(tokenizer_path, tmp_path / "none.txt", nine)
+
+
+@pytest.mark.parametrize("attention", [attention_of(False, None, ()), attention_of(True, None, (270, 271))])
+def test_the_line_of_the_verb_is_a_configuration(tokenizer_path: Path, attention: AttentionConfig) -> None:
+    """What stands behind `attention:` reads back as the choice that was described."""
+    (line,) = [x for x in describe_separators(tokenizer_path, None, attention).splitlines() if x.startswith("attent")]
+    assert AttentionConfig.model_validate(yaml.safe_load(line)["attention"]) == attention
+
+
+def test_options_of_the_verb_that_contradict(tokenizer_path: Path) -> None:
+    """An unknown list is answered with those there are; a list and `--merged` do not go together."""
+    with pytest.raises(SeparatorError, match="--list llama: no such list; there are llama-3-training-free, llama-3-st"):
+        attention_of(False, "llama", ())
+    with pytest.raises(SeparatorError, match="leave out --list llama-3-streaming, or --merged"):
+        attention_of(True, "llama-3-streaming", ())
+    with pytest.raises(TokenizerError, match=r"tokenizer\.eod='</doc>': no such token"):
+        describe_separators(tokenizer_path, None, AttentionConfig(), "</doc>")
 
 
 @pytest.mark.skipif(TOKENIZER not in os.environ, reason=f"{TOKENIZER} names no tokenizer.json of GPT-NeoX")
@@ -102,6 +197,9 @@ def test_gpt_neox_has_the_papers_ids() -> None:
     assert separator_ids(PAPER_SEPARATORS, tokenizer) == (15, 13, 32, 2, 28, 27, 209, 186, 187)
     merged = merged_separators(tokenizer)
     assert (merged[964], merged[1157]) == (" .", " ,")
+    streaming = chosen_separators(AttentionConfig(window=4, separators="gpt-neox-streaming"), tokenizer)
+    assert streaming[:9] == (15, 13, 32, 2, 28, 27, 209, 186, 187)
+    assert set(streaming[9:]) <= set(merged)
     with pytest.raises(SeparatorError, match="endoftext"):
         check_separators((0,), tokenizer)
     with pytest.raises(SeparatorError, match="padding"):

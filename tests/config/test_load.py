@@ -142,6 +142,33 @@ def test_contradictions_are_named(section: dict[str, object], message: str, tmp_
 
 
 @pytest.mark.parametrize(
+    "separators",
+    ["default", [".", ","], {"texts": "default", "merged": True}, {"texts": [".", "?"]}, "llama-3-streaming"],
+)
+def test_every_kind_of_separators_survives_a_round_trip(separators: object, tmp_path: Path) -> None:
+    """A name, texts, or texts with what is merged; the YAML reads back as it was."""
+    config = load_config(write(tmp_path / "run.yaml", NEEDED | {"attention": {"separators": separators}}))
+    assert load_config(write(tmp_path / "again.yaml", to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("separators", "message"),
+    [
+        ("defualt", "attention.separators='defualt': Input should be 'default', 'llama-3-training-free', 'llama-3-"),
+        ([5], "attention.separators.0=5: Input should be a valid string"),
+        (5, "attention.separators=5: Input should be a valid array"),
+        ({"merged": True}, "attention.separators.texts: is needed"),
+        ({"texts": "all"}, "attention.separators.texts='all': Input should be 'default'"),
+        ({"texts": [], "merge": True}, "attention.separators.merge: no such key; did you mean attention.separators.me"),
+    ],
+)
+def test_a_mistake_of_separators_is_one_line(separators: object, message: str, tmp_path: Path) -> None:
+    """It is of the kind of value that was meant, and names no other kind."""
+    with pytest.raises(ConfigError, match=rf"1 mistake\(s\)\n  {message}"):
+        load_config(write(tmp_path / "run.yaml", NEEDED | {"attention": {"separators": separators}}))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: {num_layers: 2}\nmodel: {num_layers: 3}", "key stands twice: model"),

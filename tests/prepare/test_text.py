@@ -141,11 +141,22 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["one", None, " ", "two"], "n": [1, 2, 3, 4]}), path)
     texts, tally = read(path)
-    assert (texts, tally.dropped) == (["one", "two"], {"missing field": 1, "blank": 1})
+    assert (texts, tally.dropped) == (["one", "two"], {"field is no text": 1, "blank": 1})
     for column, reason in (("n", "field is no text"), ("other", "missing field")):
         assert read(path, Limits(field=column, on_bad="skip"))[1].dropped == {reason: 4}
     path.write_bytes(path.read_bytes()[:-10])
     assert read(path)[1].dropped == {"damaged file": 1}
+
+
+def test_null_is_no_text_in_either_format(tmp_path: Path) -> None:
+    """A field that holds null is there, and what it holds is no text; both formats say it in the same words."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": pa.array([None, "one"], pa.string())}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_bytes(line(None) + GOOD)
+    for name in ("a.parquet", "a.jsonl"):
+        assert read(tmp_path / name)[1].dropped == {"field is no text": 1}
+        with pytest.raises(TextError, match=rf"{name}, line 1: field is no text: 'text' is null"):
+            read(tmp_path / name, FAIL)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

@@ -84,12 +84,12 @@ def train(
 
 @app.command()
 def show(config: RunPath, overrides: Overrides = None) -> None:
-    """Print the resolved configuration, the parameter count and the pattern of each layer."""
-    from megatron_sep.config import load_config
+    """Print the resolved configuration, the parameter count and the pattern of each layer, and what is missing."""
+    from megatron_sep.config import sketch_config
     from megatron_sep.config.load import neox_notes
     from megatron_sep.report.describe import describe
 
-    typer.echo(describe(load_config(config, overrides or ())))
+    typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")
 

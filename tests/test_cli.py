@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from megatron_sep.cli import app
@@ -71,6 +72,27 @@ def test_show_prints_config_parameters_and_patterns(run_yaml: Path, tmp_path: Pa
     again = tmp_path / "again.yaml"
     again.write_text(shown.stdout)
     assert load_config(again) == load_config(run_yaml, ["attention.window=5"])
+
+
+def test_show_says_what_training_still_needs(tmp_path: Path) -> None:
+    """A model of GPT-NeoX alone: its parameters and patterns, what its keys became, and the keys that are missing."""
+    path = tmp_path / "model.yml"
+    path.write_text(
+        "{num-layers: 2, hidden-size: 64, num-attention-heads: 4, seq-length: 32, pos-emb: rotary, "
+        "separator_token_ids: [15], prefill_local_window_size: 8}"
+    )
+    shown = call("show", path)
+    assert shown.returncode == 0, shown.stderr
+    assert (
+        "# 100,096 parameters without the embeddings; ids of separators and the vocabulary are not kn" in shown.stdout
+    )
+    assert "# layers 0-1: the last 8 tokens, the first 3, every separator (ids 15)" in shown.stdout
+    needed = shown.stdout.partition("# training still needs ")[2].splitlines()[0]
+    assert "train.steps (GPT-NeoX's train_iters)" in needed
+    assert "data.path (GPT-NeoX's data_path), tokenizer.path (GPT-NeoX's vocab_file)" in needed
+    assert "# rotary_pct: left out, which means 1.0; becomes model.rotary_fraction" in shown.stdout
+    assert "none" not in yaml.safe_load(shown.stdout)["tokenizer"].values()
+    assert "train.steps: is needed" in call("train", path, "data.path=x", "tokenizer.path=x").stderr
 
 
 def test_train_generate_and_plot(run_yaml: Path, tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from megatron_sep.config.neox import fate, is_neox, spell, translate
-from megatron_sep.config.neox_parts import NeoxError
+from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, translate
+from megatron_sep.config.neox_rules import NeoxError
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.errors import UserError
 
@@ -44,17 +45,45 @@ _Loader.add_implicit_resolver(
 )
 
 
+_PLACEHOLDERS = {"data.path": "none", "tokenizer.path": "none", "model.num_attention_heads": 1}
+"""What is valid with anything else; the schema's own defaults hold the places of all others."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A configuration that training may need more than; what it needs has a placeholder or a default in it."""
+
+    config: RunConfig
+    missing: Mapping[str, str]
+    """By path, the key of GPT-NeoX that says it as well; empty where none of its files is there."""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run. Among the overrides may be more files: each goes on top of those before it.
 
     GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project.
     """
-    paths, settings = _files(path, overrides)
-    neox, ours = _read_all(paths)
-    tree = _translated(neox) if neox else {}
-    for more in ours:
-        tree = merge(tree, more)
-    return _validated(RunConfig, tree, path, settings)
+    tree, needed, mistakes = _put_together(path, overrides)
+    mistakes += [
+        f"{place}: is needed, and {key} is left out; GPT-NeoX has no default for it"
+        for place, key in needed.items()
+        if not _has(tree, place)
+    ]
+    return _validated(RunConfig, tree, path, mistakes)
+
+
+def sketch_config(path: Path, overrides: Sequence[str] = ()) -> Sketch:
+    """The configuration of a run as far as it is there: data, tokenizer and what GPT-NeoX needs may be missing."""
+    tree, needed, mistakes = _put_together(path, overrides)
+    missing = {place: key for place, key in needed.items() if not _has(tree, place)}
+    if not any(_has(tree, f"data.{name}") for name in ("path", "blend", "instructions")):
+        missing["data.path"] = "data_path" if needed else ""
+    if not _has(tree, "tokenizer.path"):
+        missing["tokenizer.path"] = "vocab_file" if needed else ""
+    mistakes += _apply_overrides(
+        tree, [f"{place}={value}" for place, value in _PLACEHOLDERS.items() if place in missing]
+    )
+    return Sketch(_validated(RunConfig, tree, path, mistakes), missing)
 
 
 def load(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -63,13 +92,38 @@ def load(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Confi
     Relative paths inside ``extends`` start at the file that names them; all others at the working directory.
     Raises ConfigError, naming every mistake at once.
     """
-    return _validated(kind, read_tree(path), path, overrides)
+    tree = read_tree(path)
+    return _validated(kind, tree, path, list(_apply_overrides(tree, overrides)))
 
 
 def neox_notes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """What became of each key of GPT-NeoX's files, a line each; empty where there are none."""
+    """What became of each key of GPT-NeoX's files and of those they leave out; empty where there are no such files."""
     neox, _ = _read_all(_files(path, overrides)[0])
-    return [f"{key}: {fate(key, value)}" for tree in neox.values() for key, value in tree.items()]
+    return list(notes(_joined(neox)))
+
+
+def _put_together(path: Path, overrides: Sequence[str]) -> tuple[Tree, Mapping[str, str], list[str]]:
+    """All files and settings as one tree, what training needs of GPT-NeoX's, and the settings that cannot be."""
+    paths, settings = _files(path, overrides)
+    neox, ours = _read_all(paths)
+    tree = _translated(neox) if neox else {}
+    for more in ours:
+        tree = merge(tree, more)
+    needed = needed_keys(_joined(neox), alone=not ours) if neox else {}
+    return tree, needed, list(_apply_overrides(tree, settings))
+
+
+def _joined(files: Mapping[Path, Tree]) -> Tree:
+    return {key: value for tree in files.values() for key, value in tree.items()}
+
+
+def _has(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether something stands at a path."""
+    *sections, leaf = path.split(".")
+    for section in sections:
+        below = tree.get(section)
+        tree = below if isinstance(below, dict) else {}
+    return tree.get(leaf) not in (None, [], "")
 
 
 def _files(path: Path, words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -92,16 +146,14 @@ def _read_all(paths: Iterable[Path]) -> tuple[dict[Path, Tree], list[Tree]]:
 
 
 def _translated(files: Mapping[Path, Tree]) -> Tree:
-    merged: Tree = {}
     seen: dict[str, tuple[Path, Any]] = {}
     for path, tree in files.items():
         for key, value in tree.items():
             first, before = seen.setdefault(spell(str(key)), (path, value))
             if first != path and before != value:
                 raise ConfigError(f"{key} is {before!r} in {first} and {value!r} in {path}")
-            merged[key] = value
     try:
-        return translate(merged, next(iter(files)).stem)
+        return translate(_joined(files), next(iter(files)).stem)
     except NeoxError as error:
         lines = str(error).splitlines()
         named = ", ".join(map(str, files))
@@ -115,8 +167,8 @@ def _place(line: str, seen: Mapping[str, tuple[Path, Any]]) -> str:
     return f" (in {found[0]})" if found else ""
 
 
-def _validated(kind: type[Config], tree: Tree, path: Path, overrides: Sequence[str]) -> Config:
-    mistakes = list(_apply_overrides(tree, overrides))
+def _validated(kind: type[Config], tree: Tree, path: Path, mistakes: list[str]) -> Config:
+    """The tree as a ``kind``. Raises ConfigError for ``mistakes`` that were found before and all others at once."""
     try:
         text = json.dumps(tree, default=str)
     except (TypeError, ValueError, RecursionError) as error:  # a key that is a date, an alias inside itself
@@ -124,16 +176,20 @@ def _validated(kind: type[Config], tree: Tree, path: Path, overrides: Sequence[s
     try:
         config = kind.model_validate_json(text, strict=True)
     except ValidationError as error:
-        mistakes += [_describe(kind, dict(e)) for e in error.errors()]
+        mistakes = mistakes + [_describe(kind, dict(e)) for e in error.errors()]
         config = None
     if mistakes or config is None:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s)", *(f"  {m}" for m in mistakes)]))
     return config
 
 
-def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML that ``load_config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def to_yaml(config: BaseModel, without: Iterable[str] = ()) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back; paths in ``without`` are left out."""
+    tree = config.model_dump(mode="json")
+    for path in without:
+        section, _, leaf = path.partition(".")
+        del tree[section][leaf]
+    return yaml.safe_dump({key: value for key, value in tree.items() if value != {}}, sort_keys=False)
 
 
 def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:

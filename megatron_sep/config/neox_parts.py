@@ -2,84 +2,26 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from megatron_sep.errors import UserError
+from megatron_sep.config import neox_attention, neox_model
+from megatron_sep.config.neox_rules import NeoxError, Tree, describes_a_model
+from megatron_sep.config.tokenizer_files import merge_files
 
-Tree = dict[str, Any]
-
-PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
-"""The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
-
-
-class NeoxError(UserError):
-    """Keys of a GPT-NeoX file that cannot be taken over; one a line."""
-
-
-def _attention(values: Tree) -> Tree:
-    """The pattern of SepLLM's keys; files without them train with full attention."""
-    _check_kinds(values.get("attention_config"))
-    if "separator_token_ids" not in values and "init_tok_max_idx" not in values:
-        return {"attention.window": None}
-    if values.get("use_original_full_atten"):
-        return {"attention.window": None}
-    found: Tree = {"attention.sinks": values.get("init_tok_max_idx", 2) + 1}
-    found |= _windows(values)
-    if values.get("use_fixed_sep_intervals"):
-        return found | {"attention.stride": _one_of("fixed_sep_intervals_list", values["fixed_sep_intervals_list"])}
-    return found if values.get("streamingllm") else found | _separators(values.get("separator_token_ids", ()))
-
-
-def _check_kinds(config: Any) -> None:
-    """attention_config lists kinds of attention, all of which must be full."""
-    kinds = {kind for kinds, _ in config or () for kind in kinds}
-    other = kinds - {"global", "flash"}
-    if other:
-        raise NeoxError(f"attention_config names {', '.join(sorted(other))}: known are global and flash")
-
-
-def _windows(values: Tree) -> Tree:
-    """One window and the layers that see everything, from one size or a size a layer."""
-    if not values.get("use_prefill_local_win_sizes_wrt_layers"):
-        return {"attention.window": values["prefill_local_window_size"]}
-    sizes = values["prefill_loc_win_size_list"]
-    if len(sizes) != values.get("num_layers", len(sizes)):
-        raise NeoxError(f"prefill_loc_win_size_list has {len(sizes)} sizes, num_layers={values['num_layers']}")
-    length = values.get("seq_length", 2048)
-    full = [i for i, size in enumerate(sizes) if size >= length]
-    if len(full) == len(sizes):
-        return {"attention.window": None}
-    rest = [size for size in sizes if size < length]
-    return {"attention.window": _one_of("prefill_loc_win_size_list", rest), "attention.full_layers": full}
-
-
-def _one_of(key: str, sizes: list[int]) -> int:
-    if len(set(sizes)) != 1:
-        raise NeoxError(f"{key}={sizes}: layers have one and the same size or see everything")
-    return sizes[0]
-
-
-def _separators(ids: Any) -> Tree:
-    if set(ids) == PYTHIA_SEPARATORS:
-        return {"attention.separators": "default"}
-    if 128000 in ids:
-        raise NeoxError(
-            "separator_token_ids has 128000, which begins a text in Llama-3's tokenizer and is no separator; the tab "
-            "that is meant is 197"
-        )
-    return {"attention.separator_ids": [i for i in ids if i is not None]}
+_TOKENIZERS = ("GPT2BPETokenizer", "HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer")
 
 
 def _batch(values: Tree) -> Tree:
-    """The global batch, as GPT-NeoX makes it from the ranks that are there."""
+    """The global batch, as GPT-NeoX makes it from the ranks that are there; of three sizes one may be left out."""
     micro = values.get("train_micro_batch_size_per_gpu", values.get("batch_size"))
-    if micro is None:
-        return {}
     whole = values.get("train_batch_size")
-    if whole is None:
-        steps = values.get("gradient_accumulation_steps", values.get("gas", 1))
-        whole = micro * steps * data_parallel_ranks(values)
-    return {"train.micro_batch_size": micro, "train.global_batch_size": whole}
+    steps = (values.get("gradient_accumulation_steps") or values.get("gas") or 1) * data_parallel_ranks(values)
+    if micro is not None:
+        return {"train.micro_batch_size": micro, "train.global_batch_size": micro * steps if whole is None else whole}
+    if whole is not None:
+        return {"train.micro_batch_size": whole // steps, "train.global_batch_size": whole}
+    return {}
 
 
 def data_parallel_ranks(values: Mapping[str, Any]) -> int:
@@ -92,10 +34,13 @@ def data_parallel_ranks(values: Mapping[str, Any]) -> int:
 
 
 def _precision(values: Tree) -> Tree:
-    fp16 = values.get("fp16", {})
-    if values.get("bf16", {}).get("enabled") or values.get("precision") in ("bfloat16", "bf16"):
+    if not (describes_a_model(values) or values.keys() & {"fp16", "bf16", "precision"}):
+        return {}
+    fp16, named = values.get("fp16", {}), values.get("precision")
+    of_fp16 = fp16.get("type", named) if fp16.get("enabled") else None
+    if values.get("bf16", {}).get("enabled") or {named, of_fp16} & {"bfloat16", "bf16"}:
         return {"train.precision": "bf16"}
-    if not (fp16.get("enabled") or values.get("precision") == "fp16"):
+    if not (fp16.get("enabled") or named == "fp16"):
         return {"train.precision": "fp32"}
     if fp16.get("loss_scale", 0) != 0:
         raise NeoxError(f"fp16.loss_scale={fp16['loss_scale']}: the loss scale is dynamic, loss_scale=0")
@@ -113,32 +58,46 @@ def _optimizer(values: Tree) -> Tree:
         raise NeoxError(f"optimizer.type={kind!r}: AdamW is the only optimizer")
     params = optimizer.get("params", {})
     strange = [f"optimizer.params.{key}: no such key" for key in params if key not in ("lr", "betas", "eps")]
+    if "lr" in values and values["lr"] != params.get("lr"):
+        strange.append(f"lr={values['lr']}: GPT-NeoX takes the rate of optimizer.params.lr alone; give it there")
     if strange:
         raise NeoxError("\n".join(strange))
     return {f"optimizer.{key}": value for key, value in params.items()}
 
 
 def _rest(values: Tree) -> Tree:
-    found: Tree = {
-        "model.vocab_multiple": values.get("make_vocab_size_divisible_by", 128) * values.get("model_parallel_size", 1),
-    }
-    epsilon = "rms_norm_epsilon" if values.get("norm") == "rmsnorm" else "layernorm_epsilon"
-    if epsilon in values:
-        found["model.norm_eps"] = values[epsilon]
-    biases = {values[key] for key in ("use_bias_in_attn_linear", "use_bias_in_mlp") if key in values}
-    if len(biases) > 1:
-        raise NeoxError("use_bias_in_attn_linear and use_bias_in_mlp differ: linear layers all have a bias, or none")
-    if biases:
-        found["model.biases"] = biases.pop()
+    found: Tree = {}
+    if "make_vocab_size_divisible_by" in values:
+        multiple = values["make_vocab_size_divisible_by"] * values.get("model_parallel_size", 1)
+        found = {"model.vocab_multiple": multiple}
     _check_rest(values)
     if values.get("finetune") and "load" in values:
         found["checkpoint.init_from"] = values["load"]
     return found
 
 
+def _tokenizer(values: Tree) -> Tree:
+    """The file of a tokenizer, or of its vocabulary with the merges beside it."""
+    if "vocab_file" not in values:
+        return {}
+    kind, vocab = values.get("tokenizer_type", "GPT2BPETokenizer"), Path(values["vocab_file"])
+    if kind not in _TOKENIZERS:
+        raise NeoxError(
+            f"tokenizer_type={kind!r}: known are {', '.join(map(repr, _TOKENIZERS))}; or leave vocab_file out and give "
+            "tokenizer.path, a tokenizer.json or .model"
+        )
+    merges = values.get("merge_file")
+    if merges and kind == "GPT2BPETokenizer" and Path(merges) not in merge_files(vocab):
+        places = " or ".join(map(str, merge_files(vocab)))
+        raise NeoxError(f"merge_file={merges!r}: the merges of vocab_file are looked for in {places}; lay them there")
+    return {"tokenizer.path": str(vocab)}
+
+
 def _data(values: Tree) -> Tree:
     """GPT-NeoX's order. Of a set for training all is trained on, and nothing is left to validate."""
-    found: Tree = {"data.order": "neox"}
+    found: Tree = {}
+    if describes_a_model(values) or values.keys() & {"data_path", "train_data_paths"}:
+        found = {"data.order": "neox"}
     if "train_data_paths" in values:
         paths = values["train_data_paths"]
         paths = [paths] if isinstance(paths, str) else paths
@@ -163,4 +122,17 @@ def _check_rest(values: Tree) -> None:
         )
 
 
-COMPOSERS = (_attention, _batch, _precision, _optimizer, _data, _rest)
+COMPOSERS = (
+    neox_attention.attention,
+    neox_model.mlp,
+    neox_model.norms,
+    neox_model.biases,
+    _batch,
+    _precision,
+    _optimizer,
+    _tokenizer,
+    _data,
+    _rest,
+)
+REMARKS = (neox_attention.remarks, neox_model.remarks)
+"""What a user may want to know of a configuration that was taken over."""

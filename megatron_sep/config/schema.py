@@ -74,9 +74,9 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     hidden_dropout: Fraction = 0.0
     attention_dropout: Fraction = 0.0
-    init: Literal["small_init", "wang_init", "normal"] = "small_init"
-    """How matrices start: normal(0, sqrt(2 / (5 h))), 2 / (layers sqrt(h)), or init_std."""
-    output_init: Literal["small_init", "wang_init", "normal"] = "wang_init"
+    init: Literal["small_init", "wang_init", "normal", "scaled_normal"] = "small_init"
+    """How matrices start: normal(0, sqrt(2 / (5 h))), 2 / (layers sqrt(h)), init_std, or init_std / sqrt(2 layers)."""
+    output_init: Literal["small_init", "wang_init", "normal", "scaled_normal"] = "wang_init"
     """The same for the matrices that write to the residual stream."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
 
@@ -204,7 +204,7 @@ class TokenizerConfig(Section):
     """The tokenizer of the data, in which separators are looked up."""
 
     path: Path
-    """A Hugging Face tokenizer.json or a sentencepiece .model."""
+    """A Hugging Face tokenizer.json, a sentencepiece .model, or the vocab.json of GPT-2's kind with its merges.txt."""
     eod: str | None = None
     """Text of the end-of-document token; null: <|endoftext|>, else </s>."""
 
@@ -297,7 +297,8 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0: no clipping."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "linear_to_zero", "constant"] = "cosine"
+    """How the rate falls to min_lr; linear_to_zero heads for 0 and stops at min_lr, as GPT-NeoX's linear does."""
     warmup: Fraction = 0.01
     """Share of the decay steps."""
     decay_steps: PositiveInt | None = None

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_sep.config import RunConfig, load_config
+from megatron_sep.config import RunConfig, sketch_config
 from megatron_sep.config.schema import ModelConfig
-from megatron_sep.data.tokenizer import load_tokenizer
+from megatron_sep.data.tokenizer import copy_tokenizer, load_tokenizer
 from megatron_sep.errors import UserError
 from megatron_sep.files import written_aside
 from megatron_sep.weights.export import export_rules
@@ -26,6 +26,7 @@ from megatron_sep.weights.sealed import Description, TrainState, records_of, wri
 
 _PRECISION = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Spelling = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+_SHAPE = {"model.num_layers", "model.hidden_size", "model.num_attention_heads"}
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -37,13 +38,21 @@ def convert(src: Path, dst: Path, config: Path | None = None) -> OpenedSource:
     """Write ``src`` as a new directory: a checkpoint of ours becomes Hugging Face's, all else a checkpoint of ours."""
     if dst.exists():
         raise ConvertError(f"{dst}: is there already; name a new directory, or remove it")
-    model: ModelConfig | None = load_config(config).model if config else None
-    source = open_source(src, model)
+    source = open_source(src, _described(config) if config else None)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(dst) as partial:
         partial.mkdir()
         (_write_hugging_face if source.own else _write_own)(source, partial, dst)
     return source
+
+
+def _described(path: Path) -> ModelConfig:
+    """The model that a YAML describes; data, tokenizer and what else training needs may be missing there."""
+    sketch = sketch_config(path)
+    unknown = [f"{place} ({key})" for place, key in sketch.missing.items() if place in _SHAPE]
+    if unknown:
+        raise ConvertError(f"{path}: does not say {', '.join(unknown)}; weights cannot be read without")
+    return sketch.config.model
 
 
 def _write_own(source: OpenedSource, partial: Path, dst: Path) -> None:
@@ -109,7 +118,7 @@ def _copy_tokenizer(source: OpenedSource, folder: Path) -> None:
     if source.tokenizer is None:
         return
     beside = source.tokenizer.parent
-    shutil.copy(source.tokenizer, folder / f"tokenizer{source.tokenizer.suffix}")
+    copy_tokenizer(source.tokenizer, folder / f"tokenizer{source.tokenizer.suffix}")
     for name in _TOKENIZER[2:]:
         if (beside / name).is_file():
             shutil.copy(beside / name, folder / name)

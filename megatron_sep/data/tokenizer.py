@@ -1,11 +1,13 @@
-"""Text to token ids: a Hugging Face tokenizer.json or a sentencepiece model, behind one small interface."""
+"""Text to token ids: a tokenizer.json, GPT-2's vocabulary and merges or a sentencepiece model behind one interface."""
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_sep.config.tokenizer_files import merge_files
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.data.word_table import WordTable
 from megatron_sep.errors import UserError
@@ -59,7 +61,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: Path, eod: str | None = None) -> Tokenizer:
-    """Open a tokenizer.json or a sentencepiece .model.
+    """Open a tokenizer.json, a sentencepiece .model, or a vocab.json with its merges.txt beside it.
 
     ``eod`` is the text of the end-of-document token; None: <|endoftext|>, else </s>. Raises TokenizerError.
     """
@@ -78,21 +80,26 @@ def same_tokenizer(first: Path, second: Path) -> bool:
 
 def _vocabulary(path: Path) -> tuple[Any, Any]:
     settings = json.loads(path.read_text(encoding="utf-8"))
+    if "model" not in settings:  # a vocabulary alone
+        return settings, {}
     added = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
     return settings["model"].get("vocab"), added
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer as one file: a vocabulary and its merges become a tokenizer.json."""
+    if source.suffix == ".json" and _is_vocabulary(source):
+        _of_merges(source).save(str(target))
+    else:
+        shutil.copy(source, target)
+
+
 class JsonTokenizer:
-    """A Hugging Face tokenizer.json."""
+    """A Hugging Face tokenizer.json, or the vocabulary and merges of GPT-2's kind."""
 
     def __init__(self, path: Path, eod: str | None) -> None:
-        from tokenizers import Tokenizer as Library
-
         self.path = path
-        try:
-            self._library = Library.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"tokenizer.path={path}: is no Hugging Face tokenizer file: {error}") from error
+        self._library = _open_library(path)
         vocab = self._library.get_vocab(with_added_tokens=True)
         settings = json.loads(self._library.to_str())
         self._byte_level = _is_byte_level(settings)
@@ -218,6 +225,47 @@ def cut_after_newlines(text: str, limit: int) -> Iterable[str]:
         yield text[start : place.end()]
         start = place.end()
     yield text[start:]
+
+
+def _open_library(path: Path) -> Any:
+    """The tokenizers library's own object. Raises TokenizerError."""
+    from tokenizers import Tokenizer as Library
+
+    try:
+        return Library.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        if _is_vocabulary(path):
+            return _of_merges(path)
+        raise TokenizerError(f"tokenizer.path={path}: is no Hugging Face tokenizer file: {error}") from error
+
+
+def _is_vocabulary(path: Path) -> bool:
+    """Whether a file maps texts to ids and has nothing else in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and bool(found) and all(isinstance(number, int) for number in found.values())
+
+
+def _of_merges(vocab: Path) -> Any:
+    """A byte-level BPE as GPT-2's, which reads no special token out of a text. Raises TokenizerError."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+
+    merges = next((file for file in merge_files(vocab) if file.is_file()), None)
+    if merges is None:
+        places = " or ".join(map(str, merge_files(vocab)))
+        raise TokenizerError(
+            f"tokenizer.path={vocab}: is a vocabulary, whose merges are looked for in {places}; lay them there"
+        )
+    try:
+        library: Any = Library(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(f"{merges}: holds no merges of tokenizer.path={vocab}: {error}") from error
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    return library
 
 
 def _is_byte_level(settings: dict[str, Any]) -> bool:

@@ -18,11 +18,15 @@ _WRITES_TO_RESIDUAL = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weig
 
 
 def init_std(kind: str, config: ModelConfig) -> float:
-    """Standard deviation of a matrix: small_init (arXiv 1910.05895), wang_init (mesh-transformer-jax), or init_std."""
+    """Standard deviation of a matrix: small_init (arXiv 1910.05895), wang_init (mesh-transformer-jax), or init_std.
+
+    scaled_normal is init_std for matrices that write to the residual stream, two a layer (arXiv 1909.08053).
+    """
     return {
         "small_init": math.sqrt(2 / (5 * config.hidden_size)),
         "wang_init": 2 / config.num_layers / math.sqrt(config.hidden_size),
         "normal": config.init_std,
+        "scaled_normal": config.init_std / math.sqrt(2 * config.num_layers),
     }[kind]
 
 

@@ -3,8 +3,9 @@
 from itertools import groupby
 
 from megatron_sep.attention.annealing import Annealing
+from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.config import RunConfig, to_yaml
+from megatron_sep.config import RunConfig, Sketch, to_yaml
 from megatron_sep.config.size import ModelSize
 from megatron_sep.data.resolved import Resolved, resolve
 from megatron_sep.data.separator_notes import separator_notes, shown_samples
@@ -14,24 +15,46 @@ from megatron_sep.errors import UserError
 SHOWN_IDS = 20
 
 
-def describe(config: RunConfig) -> str:
-    """YAML of every setting, then parameters and patterns; needs no GPU, and says so where the tokenizer is missing."""
-    text = [to_yaml(config).rstrip(), "", *_size_and_layers(config)]
-    return "\n".join(text)
+def describe(sketch: Sketch) -> str:
+    """YAML of every setting, then parameters and patterns, and what training still needs; needs no GPU."""
+    text = [to_yaml(sketch.config, without=sketch.missing).rstrip(), "", *_size_and_layers(sketch)]
+    needed = ", ".join(f"{place} (GPT-NeoX's {key})" if key else place for place, key in sketch.missing.items())
+    return "\n".join([*text, *([f"# training still needs {needed}"] if needed else [])])
 
 
-def _size_and_layers(config: RunConfig) -> list[str]:
+def _size_and_layers(sketch: Sketch) -> list[str]:
+    """Parameters and patterns, as far as they are known; nothing where the model itself is not described."""
+    config = sketch.config
+    if any(place.startswith("model.") and place != "model.sequence_length" for place in sketch.missing):
+        return []
+    if "tokenizer.path" in sketch.missing:
+        return _without_tokenizer(config, "tokenizer.path is missing")
     try:
         resolved = resolve(config.tokenizer, config.model, config.attention)
     except TokenizerError as error:
-        return [f"# parameters and separators are not known yet: {error}"]
+        return _without_tokenizer(config, str(error))
     size = ModelSize(config.model, resolved.vocab_size)
     outside = size.parameters - size.embedding_parameters
     return [
         f"# {size.parameters:,} parameters, {outside:,} without the embeddings; vocabulary {resolved.vocab_size:,}",
         *(f"# {line}" for line in layer_lines(resolved.rules.patterns)),
         *_annealing_lines(config, resolved),
-        *_separator_lines(config, resolved),
+        *([] if "data.path" in sketch.missing else _separator_lines(config, resolved)),
+    ]
+
+
+def _without_tokenizer(config: RunConfig, why: str) -> list[str]:
+    """What is known without the ids of separators and, where the model does not say it, the vocabulary."""
+    vocab = config.model.vocab_size
+    size = ModelSize(config.model, vocab or 0)
+    counted = f"{size.parameters:,} parameters" if vocab else f"{size.parameters:,} parameters without the embeddings"
+    attention = config.attention
+    pattern = AttentionPattern(attention.window, attention.sinks, attention.separator_ids, attention.stride)
+    named = [f"# separators {attention.separators} are looked up in the tokenizer"] if attention.separators else []
+    return [
+        f"# {counted}; ids of separators and the vocabulary are not known yet: {why}",
+        *(f"# {line}" for line in layer_lines(layer_patterns(pattern, config.model.num_layers, attention.full_layers))),
+        *named,
     ]
 
 

@@ -9,8 +9,11 @@ from megatron_sep.config.schema import OptimizerConfig
 _SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "linear": lambda done: 1 - done,
+    "linear_to_zero": lambda done: 1 - done,
     "constant": lambda _: 1.0,
 }
+_TO_ZERO = {"linear_to_zero"}
+"""Decays that head for 0 and stop at `min_lr`; the others head for `min_lr` itself."""
 
 
 @dataclass(frozen=True)
@@ -26,4 +29,5 @@ class LearningRate:
         if step < warmup:
             return self.config.lr * step / warmup
         done = min(1.0, (step - warmup) / max(1.0, self.decay_steps - warmup))
-        return self.config.min_lr + (self.config.lr - self.config.min_lr) * _SHAPES[self.config.decay](done)
+        low = 0.0 if self.config.decay in _TO_ZERO else self.config.min_lr
+        return max(self.config.min_lr, low + (self.config.lr - low) * _SHAPES[self.config.decay](done))

@@ -9,7 +9,7 @@ from support.disk import as_bin, hugging_face_dir, neox_layers, stored
 from support.models import MODELS, hugging_face, llama_config, neox_config
 
 from megatron_sep.convert.check import Differences, differences
-from megatron_sep.convert.convert import convert
+from megatron_sep.convert.convert import ConvertError, convert
 from megatron_sep.parallel.groups import topology
 from megatron_sep.weights.sealed import fault_of
 
@@ -76,10 +76,11 @@ def test_neox_layers_of_any_degree_become_the_whole(degree: int, parallel_residu
                 "hidden-size": 64,
                 "num-attention-heads": 4,
                 "seq-length": 48,
+                "pos-emb": "rotary",
+                "rotary-pct": 0.25,
+                "no-weight-tying": True,
                 "gpt-j-residual": parallel_residual,
                 "model-parallel-size": degree,
-                "train-data-paths": ["x"],
-                "vocab-file": "x",
             }
         )
     )
@@ -87,3 +88,18 @@ def test_neox_layers_of_any_degree_become_the_whole(degree: int, parallel_residu
     assert_no_difference(differences(source, tmp_path / "ours", topology()), sep=False)
     convert(tmp_path / "ours", tmp_path / "theirs")
     assert_same(whole, stored(tmp_path / "theirs"))
+
+
+def test_layers_are_read_by_gpt_neox_s_defaults(tmp_path: Path) -> None:
+    """What their YAML leaves out is a sequential residual and heads that rotate whole; nothing of training is asked."""
+    folder, whole = neox_layers(tmp_path / "layers", neox_config(parallel_residual=False, rotary=1.0), degree=1)
+    shape = {"num-layers": 4, "hidden-size": 64, "num-attention-heads": 4, "pos-emb": "rotary", "no-weight-tying": True}
+    (tmp_path / "neox.yml").write_text(json.dumps(shape))
+    source = convert(folder, tmp_path / "ours", tmp_path / "neox.yml")
+    assert (source.config.rotary_fraction, source.config.parallel_residual) == (1.0, False)
+    convert(tmp_path / "ours", tmp_path / "theirs")
+    assert_same(whole, stored(tmp_path / "theirs"))
+    del shape["hidden-size"]
+    (tmp_path / "half.yml").write_text(json.dumps(shape))
+    with pytest.raises(ConvertError, match=r"half.yml: does not say model.hidden_size \(hidden_size\)"):
+        convert(folder, tmp_path / "other", tmp_path / "half.yml")

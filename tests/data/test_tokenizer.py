@@ -16,6 +16,7 @@ from megatron_sep.data import tokenizer as module
 from megatron_sep.data.tokenizer import (
     JsonTokenizer,
     TokenizerError,
+    copy_tokenizer,
     cut_after_newlines,
     load_tokenizer,
     train_tokenizer,
@@ -174,3 +175,48 @@ def _library(path: Path | None = None):  # type: ignore[no-untyped-def]
     elif path not in _LIBRARIES:
         _LIBRARIES[path] = Tokenizer.from_file(str(path))
     return _LIBRARIES[path]
+
+
+@pytest.fixture
+def vocabulary(tokenizer_path: Path, tmp_path: Path) -> Path:
+    """The vocabulary of the trained tokenizer as gpt2-vocab.json, with its merges beside it."""
+    model = json.loads(tokenizer_path.read_text())["model"]
+    (tmp_path / "gpt2-vocab.json").write_text(json.dumps(model["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (tmp_path / "gpt2-merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n")
+    return tmp_path / "gpt2-vocab.json"
+
+
+@pytest.mark.parametrize("name", ["gpt2-merges.txt", "merges.txt"])
+def test_a_vocabulary_and_merges_are_the_tokenizer_they_are_from(
+    name: str, vocabulary: Path, tokenizer_path: Path
+) -> None:
+    """The same ids for every text, both ways; only the special token, which GPT-2 has none of, is text there."""
+    (vocabulary.parent / "gpt2-merges.txt").rename(vocabulary.parent / name)
+    ours, whole = load_tokenizer(vocabulary), load_tokenizer(tokenizer_path)
+    text = "The cat sat, as cats do; Ünïcödé\n\tis text!"
+    assert ours.encode(text) == whole.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    assert (ours.vocab_size, ours.eod_id, ours.special_ids) == (whole.vocab_size, whole.eod_id, {whole.eod_id})
+    assert separator_ids(PAPER_SEPARATORS, ours) == separator_ids(PAPER_SEPARATORS, whole)
+    assert ours.encode("<|endoftext|>") == whole.encode_plain("<|endoftext|>") != [0]
+
+
+def test_a_copy_of_a_vocabulary_is_one_file(vocabulary: Path, tmp_path: Path) -> None:
+    """Merges and all: it encodes alone as the two did."""
+    (tmp_path / "alone").mkdir()
+    copy_tokenizer(vocabulary, tmp_path / "alone" / "tokenizer.json")
+    copy = load_tokenizer(tmp_path / "alone" / "tokenizer.json")
+    assert copy.encode("The cats sat.") == load_tokenizer(vocabulary).encode("The cats sat.")
+    assert module.same_tokenizer(vocabulary, tmp_path / "alone" / "tokenizer.json")
+
+
+def test_merges_that_are_missing_or_broken_are_named(vocabulary: Path) -> None:
+    """With the places that they are looked for in."""
+    merges = vocabulary.parent / "gpt2-merges.txt"
+    merges.write_text("#version: 0.2\nno-such token\n")
+    with pytest.raises(TokenizerError, match=r"gpt2-merges.txt: holds no merges of tokenizer.path=.*gpt2-vocab.json"):
+        load_tokenizer(vocabulary)
+    merges.unlink()
+    with pytest.raises(TokenizerError, match=r"looked for in .*gpt2-merges.txt or .*merges.txt; lay them there"):
+        load_tokenizer(vocabulary)

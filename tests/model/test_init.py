@@ -30,6 +30,18 @@ def test_standard_deviations_are_small_init_and_wang_init() -> None:
             assert torch.all(weight == (1 if name.endswith("norm.weight") else 0)), name
 
 
+def test_scaled_normal_is_smaller_by_the_root_of_the_matrices_into_the_residual() -> None:
+    """GPT-NeoX's defaults: 0.02, and 0.02 / sqrt(2 x 4 layers) for what writes to the residual."""
+    from megatron_sep.model.build import build_model
+
+    config = CONFIG.model_copy(update={"init": "normal", "output_init": "scaled_normal"})
+    model = build_model(config, topology(), vocab_size=1024, precision="fp32", seed=1)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            expected = 0.02 / math.sqrt(8) if "linear_proj" in name or "linear_fc2" in name else 0.02
+            assert float(weight.std()) == pytest.approx(expected, rel=0.02), name
+
+
 def test_weights_depend_on_the_seed_and_on_nothing_else() -> None:
     """Random numbers drawn elsewhere change nothing; another seed changes every matrix; no two matrices are alike."""
     first = weights(1)

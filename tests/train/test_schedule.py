@@ -29,3 +29,17 @@ def test_constant_never_falls() -> None:
     """The constant schedule keeps its rate to the last step."""
     config = OptimizerConfig(lr=1e-3, min_lr=0, warmup=0.1, decay="constant")
     assert {LearningRate(config, 100)(step) for step in (10, 50, 100)} == {1e-3}
+
+
+def test_linear_to_zero_is_gpt_neox_s_linear() -> None:
+    """max(lr (end - n) / (end - warm-up), min_lr): the floor is met on the way, and equals linear where it is 0."""
+    settings = {"lr": 1.0, "min_lr": 0.3, "warmup": 0.1, "decay": "linear_to_zero"}
+    floored = LearningRate(OptimizerConfig.model_validate(settings), 100)
+    assert [floored(n) for n in range(10, 131, 10)] == pytest.approx(
+        [max((100 - n) / 90, 0.3) for n in range(10, 131, 10)]
+    )
+    no_floor = settings | {"min_lr": 0.0}
+    plain = LearningRate(OptimizerConfig.model_validate(no_floor | {"decay": "linear"}), 100)
+    to_zero = LearningRate(OptimizerConfig.model_validate(no_floor), 100)
+    assert [to_zero(n) for n in range(1, 131)] == [plain(n) for n in range(1, 131)]
+    assert floored(5) == pytest.approx(0.5)

@@ -63,7 +63,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project.
     """
-    tree, needed, mistakes = _put_together(path, overrides)
+    tree, needed, mistakes = _put_together(path, overrides, pattern_too=False)
     mistakes += [
         f"{place}: is needed, and {key} is left out; GPT-NeoX has no default for it"
         for place, key in needed.items()
@@ -74,7 +74,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def sketch_config(path: Path, overrides: Sequence[str] = ()) -> Sketch:
     """The configuration of a run as far as it is there: data, tokenizer and what GPT-NeoX needs may be missing."""
-    tree, needed, mistakes = _put_together(path, overrides)
+    tree, needed, mistakes = _put_together(path, overrides, pattern_too=True)
     missing = {place: key for place, key in needed.items() if not _has(tree, place)}
     if not any(_has(tree, f"data.{name}") for name in ("path", "blend", "instructions")):
         missing["data.path"] = "data_path" if needed else ""
@@ -102,14 +102,14 @@ def neox_notes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     return list(notes(_joined(neox)))
 
 
-def _put_together(path: Path, overrides: Sequence[str]) -> tuple[Tree, Mapping[str, str], list[str]]:
+def _put_together(path: Path, overrides: Sequence[str], pattern_too: bool) -> tuple[Tree, Mapping[str, str], list[str]]:
     """All files and settings as one tree, what training needs of GPT-NeoX's, and the settings that cannot be."""
     paths, settings = _files(path, overrides)
     neox, ours = _read_all(paths)
     tree = _translated(neox) if neox else {}
     for more in ours:
         tree = merge(tree, more)
-    needed = needed_keys(_joined(neox), alone=not ours) if neox else {}
+    needed = needed_keys(_joined(neox), not ours, pattern_too) if neox else {}
     return tree, needed, list(_apply_overrides(tree, settings))
 
 

@@ -76,13 +76,14 @@ def translate(tree: Mapping[str, Any], name: str) -> Tree:
     return found
 
 
-def needed_keys(tree: Mapping[str, Any], alone: bool) -> dict[str, str]:
+def needed_keys(tree: Mapping[str, Any], alone: bool, pattern_too: bool) -> dict[str, str]:
     """The keys that GPT-NeoX has no default for and training needs, by the path of ours that gives them too.
 
-    ``alone``: no file of ours lies on top. Nothing is needed of files that describe no model beside others.
+    ``alone``: no file of ours lies on top. Nothing is needed of files that describe no model beside others, nor,
+    unless ``pattern_too``, of a pattern alone.
     """
     values, _ = _spelled(tree)
-    if not (describes_a_model(values) or (alone and values.keys() - SEPLLM.keys())):
+    if not (describes_a_model(values) or (alone and (pattern_too or values.keys() - SEPLLM.keys()))):
         return {}
     rules = {key: rule for key, rule in TABLE.items() if rule.default is NEEDED}
     return {(rule.path if isinstance(rule, To) else _NEEDED_PATHS[key]): key for key, rule in rules.items()}

@@ -5,8 +5,12 @@ from typing import Any
 
 from megatron_sep.config.neox_rules import ArchitectureError, NeoxError, Tree
 
-PYTHIA_SEPARATORS = frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187))
-"""The ids of the paper's nine separators in GPT-NeoX's tokenizer: `separators: default` finds them again."""
+NAMED_SEPARATORS = {
+    frozenset((15, 13, 32, 2, 28, 27, 209, 186, 187)): "default",
+    frozenset((13, 11, 30, 0, 26, 25, 198, 220, 128000)): "llama-3-training-free",
+}
+"""Lists of ids that have a name: the nine of the paper in GPT-NeoX's tokenizer, and the authors' for Llama-3."""
+_LLAMA_3_BEGIN = 128000
 _FULL_KINDS = ("global", "flash")
 _NO_SEPARATOR = -1
 """What SepLLM's files write where there are none."""
@@ -52,7 +56,13 @@ def _sliding(values: Tree, kinds: list[str]) -> Tree:
 
 
 def remarks(values: Tree) -> Iterator[str]:
-    """Where the window is not what its key seems to say."""
+    """Where a window or a separator is not what its key seems to say."""
+    others = ("use_original_full_atten", "use_fixed_sep_intervals", "streamingllm")
+    if _LLAMA_3_BEGIN in values.get("separator_token_ids", ()) and not any(values.get(key) for key in others):
+        yield (
+            f"separator_token_ids: {_LLAMA_3_BEGIN} begins a text in Llama-3's tokenizer, where the paper has the tab, "
+            "197; as a separator it stays visible wherever it stands, at the first place of a text as a sink does"
+        )
     width = values.get("sliding_window_width")
     if width is None:
         return
@@ -95,11 +105,6 @@ def _one_of(key: str, sizes: list[int]) -> int:
 
 def _separators(values: Tree) -> Tree:
     ids = _needed(values, "separator_token_ids", f"SepLLM's attention is asked for; [{_NO_SEPARATOR}] means none")
-    if set(ids) == PYTHIA_SEPARATORS:
-        return {"attention.separators": "default"}
-    if 128000 in ids:
-        raise NeoxError(
-            "separator_token_ids has 128000, which begins a text in Llama-3's tokenizer and is no separator; the tab "
-            "that is meant is 197"
-        )
+    if frozenset(ids) in NAMED_SEPARATORS:
+        return {"attention.separators": NAMED_SEPARATORS[frozenset(ids)]}
     return {"attention.separator_ids": [i for i in ids if i not in (None, _NO_SEPARATOR)]}

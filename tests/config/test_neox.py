@@ -184,7 +184,6 @@ def test_variants_become_values(changes: dict[str, object], expected: dict[str, 
         ("'attention-config': [[['sparse_fixed'], 4]]", "attention_config names sparse_fixed"),
         ("'train-data-paths': ['a', 'b']", "names 2 sets: write them as data.blend"),
         ("'load': 'checkpoints'", "load='checkpoints': GPT-NeoX's own checkpoints are converted first"),
-        ("'separator_token_ids': [13, 128000], 'prefill_local_window_size': 8", "128000, which begins a text"),
         (
             "'init_tok_max_idx': 2, 'USE_PREFILL_LOCAL_WIN_SIZES_wrt_LAYERS': True, 'seq_length': 128, "
             "'prefill_loc_win_size_list': [1, 2, 3, 128]",

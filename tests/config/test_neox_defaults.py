@@ -9,6 +9,7 @@ import yaml
 
 from megatron_sep.config import ConfigError, RunConfig, load_config, sketch_config
 from megatron_sep.config.load import neox_notes
+from megatron_sep.config.neox_attention import NAMED_SEPARATORS
 from megatron_sep.config.neox_rules import NEEDED
 from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM
 
@@ -106,12 +107,15 @@ def test_a_setup_without_a_model_alone_is_no_pythia(tmp_path: Path) -> None:
 
 
 def test_a_pattern_beside_a_run_of_ours_changes_the_pattern_alone(tmp_path: Path) -> None:
-    """A file of SepLLM's keys and nothing else leaves precision, data and schedule as the run has them."""
+    """A file of SepLLM's keys and nothing else leaves precision, data and schedule as the run has them; alone it has no
+    model to show."""
     run = write(tmp_path, {"dir": "x", "tokenizer": {"path": "t"}, "data": {"path": "d"}}, "run.yaml")
     pattern = write(tmp_path, {"streamingLLM": True, "prefill_local_window_size": 64}, "pattern.yml")
     plain, changed = load_config(run), load_config(run, [str(pattern)])
     assert (changed.attention.window, changed.attention.sinks) == (64, 3)
     assert changed.model_copy(update={"attention": plain.attention}) == plain
+    assert not sketch_config(run, [str(pattern)]).missing
+    assert {"model.hidden_size", "train.steps", "data.path"} <= sketch_config(pattern).missing.keys()
 
 
 def test_show_lists_what_was_left_out(tmp_path: Path) -> None:
@@ -203,6 +207,23 @@ def test_a_list_that_is_named_and_missing_is_asked_for(values: dict[str, Any], m
     """By its key, with what asks for it."""
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, BARE | values)
+
+
+def test_the_authors_list_that_begins_texts_is_taken_with_a_note(tmp_path: Path) -> None:
+    """Their Llama-3 files have 128000 where the paper has the tab: a list with a name, and a note of what it does."""
+    ids = [13, 11, 30, 0, 26, 25, 198, 220, 128000]
+    pattern = load(tmp_path, BARE | {"separator_token_ids": ids}).attention
+    assert (pattern.separators, pattern.separator_ids) == ("llama-3-training-free", ())
+    notes = "\n".join(neox_notes(tmp_path / "bare.yml"))
+    assert "separator_token_ids: 128000 begins a text in Llama-3's tokenizer, where the paper has the tab" in notes
+
+
+def test_a_list_with_a_name_is_that_list() -> None:
+    """The ids that are read as a name are those which the name stands for."""
+    from megatron_sep.attention.separator_lists import LISTS
+
+    named = {name: ids for ids, name in NAMED_SEPARATORS.items() if name != "default"}
+    assert named == {"llama-3-training-free": frozenset(LISTS["llama-3-training-free"].texts)}
 
 
 @pytest.mark.parametrize(("name", "layers"), [("6.9b", 32), ("12b", 36)])

@@ -7,14 +7,19 @@ from megatron_sep.config.schema import RunConfig
 from megatron_sep.report.describe import describe, in_words
 
 
+def shown(config: RunConfig) -> str:
+    """What `show` prints of a whole configuration."""
+    return describe(Sketch(config, {}))
+
+
 def test_separators_are_measured_where_the_data_is(tiny: Callable[..., RunConfig]) -> None:
     """One line; where the data is not there yet, why; none for a run without separators."""
     said = "of the separating characters stand in a token that is none"
-    assert describe(tiny()).count(said) == 1
-    missing = describe(tiny(data={"path": "nowhere"}))
+    assert shown(tiny()).count(said) == 1
+    missing = shown(tiny(data={"path": "nowhere"}))
     assert said not in missing
     assert "# what the separators hold of the data is not known yet: nowhere" in missing
-    assert "separators hold" not in describe(tiny(attention={"separators": ()}, data={"path": "nowhere"}))
+    assert "separators hold" not in shown(tiny(attention={"separators": ()}, data={"path": "nowhere"}))
 
 
 def test_a_long_list_is_counted() -> None:

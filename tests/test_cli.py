@@ -213,11 +213,12 @@ def test_an_interrupt_is_one_line(run_yaml: Path) -> None:
 
 def test_an_interrupted_preparation_is_one_line_and_goes_on(corpus: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to the worker processes too, just as they start: they say nothing, and the work is not lost."""
-    (tmp_path / "text.txt").write_text("A text.")
+    for number in range(8):  # enough that the work is not over before the interrupt comes
+        (tmp_path / f"text-{number}.txt").write_text("A text. " * 200_000)
     config = tmp_path / "prepare.yaml"
     config.write_text(
         f"output: {tmp_path}/out\ntokenizer: {{path: {corpus}/tokenizer.json}}\nworkers: 2\n"
-        f"sources: [{{paths: [{tmp_path}/text.txt]}}]\n"
+        f"sources: [{{paths: ['{tmp_path}/text-*.txt']}}]\n"
     )
     words = [*PROGRAM, "prepare", str(config)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:

@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def found(folder: Path, package: str, pairs: list[str]) -> dict[str, Any]:
     folder.mkdir()
     paths = [ROOT, ROOT / "tests", INSTALLED / f"with_{package}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*map(str, paths), *sys.path])}
     command = [sys.executable, str(SCRIPT), str(folder), *pairs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

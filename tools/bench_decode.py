@@ -28,6 +28,7 @@ from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder, compile_layers
+from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.slots import Slots
 
 SEPARATORS = (11, 13)
@@ -93,7 +94,7 @@ def filled(
     free()
     ids = text(batch, context)
     slots = group_type((policy,), 32, batch, ids.device, rotary=cache.rotary)
-    slots.begin(ids, None)
+    slots.begin(ids, Layout())
     Slots.end(slots)
     slots.context = context  # type: ignore[attr-defined]
     slots.reserve(spare)

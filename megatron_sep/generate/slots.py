@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import FOREVER
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
+from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
@@ -64,6 +65,8 @@ class Slots:
         """No row has more slots in use: what the host knows without asking the device."""
         self._scripts: list[RowScript] | None = None
         self._ids_B1: Tensor | None = None
+        self._stored = False
+        """Has a layer stored what it keeps of the chunk?"""
 
     @property
     def policy(self) -> TokenPolicy:
@@ -101,14 +104,11 @@ class Slots:
         }
         return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
 
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
-        """Take new tokens in; ``real_BT`` is False at padding, None: no padding.
-
-        Returns the position ids that the model rotates queries and keys by, int64 [B, T].
-        """
-        if ids_BT.shape[1] == 1 and real_BT is None:
+    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+        """Take new tokens in. Returns the position ids that the model rotates queries and keys by, int64 [B, T]."""
+        if ids_BT.shape[1] == 1 and layout == Layout():
             return self._begin_step(ids_BT)
-        return self._begin_chunk(ids_BT.cpu(), (torch.ones_like(ids_BT) if real_BT is None else real_BT).bool().cpu())
+        return self._begin_chunk(ids_BT.cpu(), layout)
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in one layer of the group, [B, H, T, D]; keys and values are kept for later."""
@@ -140,6 +140,12 @@ class Slots:
         else:
             self._end_chunk(self._scripts)
         self._scripts = self._ids_B1 = None
+
+    def abandon(self) -> bool:
+        """The pass that began does not count. Is everything that was kept before it still there?"""
+        whole = self._scripts is None or not self._stored or all(script.appends for script in self._scripts)
+        self._scripts = self._ids_B1 = None
+        return whole
 
     def room(self) -> bool:
         """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?"""
@@ -223,15 +229,18 @@ class Slots:
             source_RC = source_RC.to(torch.int32)
             compact(self.keys_LBKCD, self.values_LBKCD, source_RC, self.length_R, due_R, backend=self.backend)
 
-    def _begin_chunk(self, ids_BT: Tensor, real_BT: Tensor) -> Tensor:
+    def _begin_chunk(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if layout.real_BT is None else layout.real_BT.cpu()
+        starts_BT = None if layout.starts_BT is None else layout.starts_BT.cpu()
         states = self._states()
         scripts = []
         for row, state in enumerate(states):
             text, head = divmod(row, len(self.policies))
             columns_T = real_BT[text].nonzero()[:, 0]
-            ids_T = ids_BT[text, columns_T]
-            scripts.append(plan_row(self.policies[head], state, ids_T, columns_T, self.document_end, self.device))
-        self._scripts = scripts
+            ids_T, begins_T = ids_BT[text, columns_T], None if starts_BT is None else starts_BT[text, columns_T]
+            policy = self.policies[head]
+            scripts.append(plan_row(policy, state, ids_T, columns_T, self.document_end, self.device, begins_T))
+        self._scripts, self._stored = scripts, False
         self._most = max(len(script.kept) for script in scripts)
         if self._most > self.num_slots:
             self._grow(self._most + SPARE)
@@ -266,8 +275,9 @@ class Slots:
                 columns = script.columns_T[segment.begin : segment.end]
                 q, k, v = q_RHTD[row][:, columns], k_KED[:, segment.entries_E], v_KED[:, segment.entries_E]
                 out_RHTD[row][:, columns] = self._attend_segment(segment, q, k, v, scale)
-            keys[:, : len(script.kept)] = k_KED[:, script.kept]
-            values[:, : len(script.kept)] = v_KED[:, script.kept]
+            keys[:, : len(script.kept)] = k_KED[:, script.kept].detach()
+            values[:, : len(script.kept)] = v_KED[:, script.kept].detach()
+        self._stored = True
         return out_BHTD
 
     def _attend_segment(self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float) -> Tensor:

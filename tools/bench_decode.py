@@ -64,7 +64,10 @@ class DenseFull(Slots):
 
     backend_of_torch = SDPBackend.FLASH_ATTENTION
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: object = None
+    ) -> Tensor:
+        assert scoring is None
         assert self.keys_LBKCD is not None
         assert self.values_LBKCD is not None
         keys, values = self.keys_LBKCD[layer], self.values_LBKCD[layer]

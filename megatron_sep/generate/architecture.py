@@ -72,12 +72,19 @@ def check_architecture(decoder: PreTrainedModel) -> None:
         )
     if getattr(config, "alibi", False):
         raise AttachError(f"{name}: alibi=True is not supported; only rotary or learned positions are")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        raise AttachError(f"{name}: sliding_window={window} already limits what is seen; set it to None in the config")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        raise AttachError(f"{name}: has layers of {', '.join(sorted(kinds))}; only full attention can be replaced")
+        raise AttachError(
+            f"{name}: has layers of {', '.join(sorted(kinds))}; only full and sliding attention can be replaced"
+        )
+
+
+def widths_of(decoder: PreTrainedModel) -> tuple[int | None, ...]:
+    """The sliding window of each layer, None: it has none."""
+    config = decoder.config
+    width = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(width if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _is_causal(decoder: PreTrainedModel) -> bool:

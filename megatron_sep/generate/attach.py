@@ -15,10 +15,19 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.generate.architecture import check_architecture, decoder_of, outer_models, parameters, rotary_of
+from megatron_sep.generate.architecture import (
+    check_architecture,
+    decoder_of,
+    outer_models,
+    parameters,
+    rotary_of,
+    widths_of,
+)
 from megatron_sep.generate.cache import LayerPolicy, SepCache, first_policy
 from megatron_sep.generate.falcon import replace_attention
 from megatron_sep.generate.interface import NAME, RUNNING, AttachError, Pass, attention
+from megatron_sep.generate.limited import limited
+from megatron_sep.generate.policies import ScorePolicy
 from megatron_sep.generate.text import note_text, text_of
 
 
@@ -29,6 +38,9 @@ class Attachment:
     decoder: PreTrainedModel
     """The part of the model that has the layers."""
     policies: tuple[LayerPolicy, ...]
+    """Of each layer, within its sliding window where it has one."""
+    widths: tuple[int | None, ...]
+    """The sliding window of each layer."""
     options: dict[str, Any]
     """Keyword arguments of SepCache."""
     _parameters: list[str]
@@ -132,9 +144,11 @@ def attach(
     policies = tuple(policy) if isinstance(policy, list) else (policy,) * layers
     if len(policies) != layers:
         raise AttachError(f"{len(policies)} policies for a model of {layers} layers; pass one for each, or one alone")
+    widths = widths_of(decoder)
+    policies = _within(policies, widths)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
     settings["rotary"] = rotary_of(decoder) if first_policy(policies).positions == "cache" else None
-    attachment = Attachment(decoder, policies, settings, parameters(decoder))
+    attachment = Attachment(decoder, policies, widths, settings, parameters(decoder))
     attachment.new_cache()  # raises before anything is changed
     former: Any = getattr(decoder, "sep_attachment", None)
     if former is not None:
@@ -150,6 +164,18 @@ def attach(
         decoder.register_forward_hook(attachment.after, always_call=True),
     ]
     return attachment
+
+
+def _within(policies: tuple[LayerPolicy, ...], widths: tuple[int | None, ...]) -> tuple[LayerPolicy, ...]:
+    """Each policy in the sliding window of its layer. Raises AttachError for those that cannot be."""
+    for policy, width in zip(policies, widths, strict=True):
+        each = policy[0] if isinstance(policy, tuple) else policy
+        if width is not None and (isinstance(each, ScorePolicy) or each.positions != "text"):
+            raise AttachError(
+                f"{each} in a layer with sliding_window={width}: only policies that count positions in the text and "
+                "look at no scores go into one; pass an AttentionPattern, or a StreamingPattern with positions='text'"
+            )
+    return tuple(limited(policy, width) for policy, width in zip(policies, widths, strict=True))
 
 
 def patterns(pattern: AttentionPattern, model: PreTrainedModel, full_layers: Sequence[int] = ()) -> list[LayerPolicy]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,15 @@ from transformers import Cache
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.errors import UserError
 from megatron_sep.generate.chunk import TokenPolicy
+from megatron_sep.generate.group import Group
 from megatron_sep.generate.layout import Layout, of_mask, restarts
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scored import HeavyHitters, Prompts
+from megatron_sep.generate.scores import Scoring
 from megatron_sep.generate.slots import SLACK, Slots
 
-LayerPolicy = TokenPolicy | ScorePolicy | tuple[AttentionPattern, ...]
+LayerPolicy = TokenPolicy | ScorePolicy | tuple[TokenPolicy, ...]
 """One policy for all heads of a layer, or one for each of its key heads."""
 
 
@@ -41,51 +43,6 @@ def head_policies(
         )
     sparse = heads // group
     return (pattern,) * sparse + (AttentionPattern(),) * (key_heads - sparse)
-
-
-class Group(Protocol):
-    """Layers that share their bookkeeping; rows R are texts, or the key heads of texts (b-major)."""
-
-    num_layers: int
-    batch: int
-    """Texts: B."""
-    seen_R: Tensor
-    """Integers: tokens of each row's text so far; padding does not count here and below."""
-    live_R: Tensor
-    """Numbers: tokens that each token saw, itself included, summed over the tokens."""
-    full_R: Tensor
-    """Integers: the same with everything kept."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of keys and values."""
-
-    def blocks(self) -> dict[str, Tensor]:
-        """Slots in use by block: numbers [R] each."""
-
-    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
-        """Take new tokens in, int64 [B, T]. Returns the position ids that the model rotates them by, int64 [B, T]."""
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens in a layer, counted within the group: [B, H, T, D]; keys and values are kept."""
-
-    def end(self) -> None:
-        """All layers have attended: what nothing will see leaves."""
-
-    def abandon(self) -> bool:
-        """The pass that began does not count. Is everything that was kept before it still there?"""
-
-    def room(self) -> bool:
-        """Make sure of room for one more token of each text; were stores replaced?"""
-
-    def reserve(self, tokens: int) -> bool:
-        """Make room for so many more tokens of each text; were stores replaced?"""
-
-    def replayed(self) -> None:
-        """A CUDA graph of a step has run once more. Raises RuntimeError where none can."""
-
-    def select(self, rows_B: Tensor) -> None:
-        """Make the texts of the batch those at these indices: int64, repeated or left out as they may be."""
 
 
 _SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
@@ -188,9 +145,22 @@ class SepCache(Cache):  # type: ignore[misc]
             return position_ids.expand_as(own_BT)
         return own_BT if self._since_B is None else (own_BT - self._since_B[:, None]).clamp(min=0)
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens in a layer of the model: [B, H, T, D]."""
-        return self.groups[self.policies[layer]].attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: Scoring | None = None
+    ) -> Tensor:
+        """Attention of the new tokens in a layer of the model: [B, H, T, D]; ``scoring``: what else scores go through.
+
+        Raises CacheError for a policy that looks at scores of the plain kind alone.
+        """
+        policy = self.policies[layer]
+        group = self.groups[policy]
+        if scoring is None:
+            return group.attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+        if not isinstance(group, Slots):
+            raise CacheError(
+                f"layer {layer}: {policy} knows no {scoring}; pass an AttentionPattern or StreamingPattern"
+            )
+        return group.attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale, scoring)
 
     def end(self) -> None:
         """The forward pass is over: tokens that nothing will see leave."""

@@ -135,10 +135,11 @@ def plan_row(
     while begin < length:
         first, end = state.seen + begin, begin + _tokens_together(policy, start_T1[begin:-1], len(kept))
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
-        kept = kept[reach_end_E[kept] > first]
-        plan = _plan(landmark_E[kept], reach_end_E[kept], first, end - begin, device)
-        segments.append(Segment(begin, end, kept.to(device), plan))
-        live += _sightings(place_E[kept], reach_end_E[kept], first, state.seen + end)
+        seen_E = kept[reach_end_E[kept] > first]
+        kept = seen_E if policy.capacity is None else kept
+        plan = _plan(landmark_E[seen_E], reach_end_E[seen_E], first, end - begin, device)
+        segments.append(Segment(begin, end, seen_E.to(device), plan))
+        live += _sightings(place_E[seen_E], reach_end_E[seen_E], first, state.seen + end)
         if start_T1[end] != start_T1[begin]:
             kept = kept[:0]
         elif policy.capacity is not None and len(kept) >= policy.capacity:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from megatron_sep.errors import UserError
+from megatron_sep.generate.scores import Scoring
 
 NAME = "sep_cache"
 """Of the attention in transformers' table."""
@@ -56,16 +57,21 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' interface: q [B, H, T, D] and new k, v [B, K, T, D] to [B, T, H, D]. Raises AttachError."""
-    strange = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
-    if strange:
-        raise AttachError(f"{type(module).__name__}: attention with {', '.join(strange)} is not known to the cache")
     current = _pass_of(module, attention_mask)
+    width, expected = kwargs.get("sliding_window"), current.attachment.widths[module.layer_idx]
+    if width is not None and width != expected:
+        raise AttachError(
+            f"{type(module).__name__}, layer {module.layer_idx}: attends within sliding_window={width}, and its "
+            f"configuration said {expected}; such a model cannot be attached, detach() lets it run as it was"
+        )
+    scoring = Scoring(kwargs.get("softcap"), kwargs.get("s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    width = value.shape[-1]
-    size = max(key.shape[-1], width)  # latent attention has values of another size than keys: zeros change nothing
+    own = value.shape[-1]
+    size = max(key.shape[-1], own)  # latent attention has values of another size than keys: zeros change nothing
     query, key, value = (pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in (query, key, value))
-    out_BHTD = current.cache.attend(module.layer_idx, query, key, value, scale)
-    return out_BHTD[..., :width].transpose(1, 2), None
+    plain = scoring.softcap is None and scoring.sinks_H is None
+    out_BHTD = current.cache.attend(module.layer_idx, query, key, value, scale, None if plain else scoring)
+    return out_BHTD[..., :own].transpose(1, 2), None
 
 
 def _pass_of(module: nn.Module, attention_mask: Tensor | None) -> Pass:

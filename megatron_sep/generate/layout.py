@@ -20,6 +20,11 @@ class Layout:
     starts_BT: Tensor | None = None
     """bool, True where a document begins behind another one; None: nowhere."""
 
+    @property
+    def plain(self) -> bool:
+        """Is every column a token that goes on with its row's document?"""
+        return self.real_BT is None and self.starts_BT is None
+
 
 def of_mask(attention_mask: Tensor | None, batch: int, tokens: int, past: int) -> Layout:
     """What an attention mask says of ``tokens`` new columns behind ``past`` ones.

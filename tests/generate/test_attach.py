@@ -192,8 +192,8 @@ def test_detach_puts_the_model_back(model: Any) -> None:
         (lambda: falcon(multi_query=True).__class__(FalconConfig(alibi=True, **SIZES)), SEP, "alibi=True"),
         (
             lambda: MistralForCausalLM(MistralConfig(sliding_window=8, num_key_value_heads=2, **SIZES)),
-            SEP,
-            "Mistral.*sliding_window=8",
+            StreamingPattern(1, 1, 1, 4),
+            "sliding_window=8: .*positions='text'",
         ),
         (
             lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)),

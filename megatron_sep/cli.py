@@ -262,10 +262,11 @@ def generate(
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
         texts = read_prompts(prompt or (), prompts)
         session = open_session(checkpoint, attention, streaming, positions)
-    for text in session.shown(texts, sampling):
+    cache = session.attachment.new_cache()
+    for text in session.shown(texts, sampling, cache):
         typer.echo(text, nl=False)
         sys.stdout.flush()
-    typer.echo(session.cache_lines(), err=True)
+    typer.echo(session.cache_lines(cache), err=True)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder, compile_layers
+from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.slots import Slots
 
 SEPARATORS = (11, 13)
@@ -63,7 +64,10 @@ class DenseFull(Slots):
 
     backend_of_torch = SDPBackend.FLASH_ATTENTION
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: object = None
+    ) -> Tensor:
+        assert scoring is None
         assert self.keys_LBKCD is not None
         assert self.values_LBKCD is not None
         keys, values = self.keys_LBKCD[layer], self.values_LBKCD[layer]
@@ -93,7 +97,7 @@ def filled(
     free()
     ids = text(batch, context)
     slots = group_type((policy,), 32, batch, ids.device, rotary=cache.rotary)
-    slots.begin(ids, None)
+    slots.begin(ids, Layout())
     Slots.end(slots)
     slots.context = context  # type: ignore[attr-defined]
     slots.reserve(spare)

@@ -9,87 +9,120 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPTNeoXForCausalLM, LlamaForCausalLM
+from transformers import DynamicLayer, GPTNeoXForCausalLM, LlamaForCausalLM
 
 from .sep_pattern import AttentionPattern, document_numbers
 
 
 class SepAttention:
-    """Gives each layer the mask of its pattern."""
+    """Gives each layer the mask of its pattern. The model holds no text: what a text needs goes with its cache."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         sep = config.sep_attention
         full = set(sep["full_layers"])
         pattern = AttentionPattern(sep["window"], sep["sinks"], tuple(sep["separator_ids"]), sep["stride"])
-        self._patterns = [AttentionPattern() if i in full else pattern for i in range(config.num_hidden_layers)]
+        own = [AttentionPattern() if i in full else pattern for i in range(config.num_hidden_layers)]
+        self._patterns = list(dict.fromkeys(own))
         self._document_end = sep["document_end"]
-        self._masks: dict[AttentionPattern, Tensor] = {}
-        for layer, own in zip(self.base_model.layers, self._patterns, strict=True):
-            layer.register_forward_pre_hook(_MaskOf(self._masks, own), with_kwargs=True)
+        self.base_model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self.base_model.register_forward_hook(_remember, with_kwargs=True)
+        for layer, each in zip(self.base_model.layers, own, strict=True):
+            layer.register_forward_pre_hook(_MaskOf(self._patterns.index(each)), with_kwargs=True)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if input_ids is None:
-            raise ValueError("Sep-Attention looks for separators in input_ids; inputs_embeds alone has none")
+    def _see(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Put the masks of all patterns in the place of the attention mask."""
+        if args:
+            kwargs, args = {"input_ids": args[0]} | kwargs, args[1:]
+        if args or kwargs.get("input_ids") is None:
+            raise ValueError("Sep-Attention looks for separators in input_ids; pass them, and all else by name")
         if self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"attn_implementation={self.config._attn_implementation!r} takes no mask of its own for each layer; "
                 "load the model with attn_implementation='sdpa'"
             )
-        ids = _with_past(input_ids, past_key_values)
-        self._masks.update(self._masks_of(ids, input_ids.shape[1], attention_mask))
-        try:
-            output = super().forward(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
-        finally:
-            self._masks.clear()
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None:
-            cache.sep_ids = ids
-        return output
+        ids = _with_past(kwargs["input_ids"], kwargs.get("past_key_values"))
+        real = _real(kwargs.get("attention_mask"), ids)
+        _check_positions(kwargs.get("position_ids"), real)
+        return (), kwargs | {"attention_mask": self._masks(ids, real, kwargs["input_ids"].shape[1])}
 
-    def _masks_of(self, ids: Tensor, queries: int, attention_mask: Tensor | None) -> dict[AttentionPattern, Tensor]:
-        """[B, 1, queries, tokens] for each pattern, 0 where a query sees a key; padding is a document of its own."""
-        document = None if self._document_end is None else document_numbers(ids, self._document_end)
-        if attention_mask is not None:
-            real = attention_mask.long()
-            document = real if document is None else 2 * document + real
+    def _masks(self, ids: Tensor, real: Tensor, queries: int) -> Tensor:
+        """[B, patterns, queries, tokens], 0 where a query sees a key; padding is a document of its own."""
+        document = real.long()
+        if self._document_end is not None:
+            document = document + 2 * document_numbers(ids, self._document_end)
         new = range(ids.shape[1] - queries, ids.shape[1])
-        masks = {}
-        for pattern in set(self._patterns):
-            seen = pattern.plan(ids, document, queries=new).dense()[:, None]
-            masks[pattern] = torch.where(seen, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
-        return masks
+        seen = torch.stack([pattern.plan(ids, document, queries=new).dense() for pattern in self._patterns], 1)
+        return torch.zeros_like(seen, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
 
 
 class _MaskOf:
-    """A hook that puts a layer's own mask in the place of the shared one."""
+    """A hook that leaves a layer, of the masks of all patterns, its own."""
 
-    def __init__(self, masks: dict[AttentionPattern, Tensor], pattern: AttentionPattern) -> None:
-        self.masks, self.pattern = masks, pattern
+    def __init__(self, index: int) -> None:
+        self.index = index
 
     def __call__(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"attention_mask": self.masks[self.pattern]}
+        return args, kwargs | {"attention_mask": kwargs["attention_mask"][:, self.index : self.index + 1]}
+
+
+class _Ids(DynamicLayer):
+    """The ids of the tokens that a cache holds, as one more layer of it: what moves its texts moves them too."""
+
+
+def _ids_in(cache: Any) -> Any:
+    return next((layer for layer in cache.layers if isinstance(layer, _Ids)), None)
 
 
 def _with_past(input_ids: Tensor, cache: Any) -> Tensor:
-    """All ids up to now; the cache carries those of the tokens it holds."""
-    length = 0 if cache is None else cache.get_seq_length()
+    """All ids up to now."""
+    length = 0 if cache is None else int(cache.get_seq_length())
+    if cache is not None and cache.get_mask_sizes(input_ids.shape[1], 0)[0] != length + input_ids.shape[1]:
+        raise ValueError(f"a {type(cache).__name__} has room of a fixed size; pass a DynamicCache, or none")
     if not length:
         return input_ids
-    past = getattr(cache, "sep_ids", None)
-    if past is None or past.shape[1] != length:
-        raise ValueError("past_key_values was not made by this model, or was cut: the ids of its tokens are not known")
-    if past.shape[0] != input_ids.shape[0]:
-        raise ValueError(f"the cache holds {past.shape[0]} sequences, input_ids {input_ids.shape[0]}")
-    return torch.cat([past, input_ids], 1)
+    ids = _ids_in(cache)
+    if ids is None or ids.get_seq_length() != length:
+        raise ValueError("past_key_values was not made by this model: the ids of its tokens are not known; start anew")
+    if len(ids.keys) != len(input_ids):
+        raise ValueError(f"the cache holds {len(ids.keys)} sequences, input_ids {len(input_ids)}; start a new cache")
+    return torch.cat([ids.keys[:, 0, :, 0], input_ids], 1)
+
+
+def _remember(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """A hook that leaves the ids of the new tokens in the cache."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        return
+    if _ids_in(cache) is None:
+        cache.layers.append(_Ids())
+    ids = kwargs["input_ids"][:, None, :, None]
+    _ids_in(cache).update(ids, ids[..., :0])
+
+
+def _real(attention_mask: Any, ids: Tensor) -> Tensor:
+    """Which of all tokens are no padding: bool [B, T]."""
+    if attention_mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    shape = getattr(attention_mask, "shape", None)
+    if shape != ids.shape or not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask of shape {shape and tuple(shape)} for {tuple(ids.shape)} tokens, those of the cache "
+            "included: pass 0 at padding and 1 elsewhere, of the shape of the tokens"
+        )
+    return attention_mask == 1
+
+
+def _check_positions(position_ids: Any, real: Tensor) -> None:
+    """Positions of the new tokens that do not go on by one tell of packed documents."""
+    if position_ids is None:
+        return
+    both = (real[:, 1:] & real[:, :-1])[:, real.shape[1] - position_ids.shape[-1] :]
+    if bool(((position_ids.diff() != 1) & both).any()):
+        raise ValueError(
+            "position_ids do not go on by one: packed documents are not kept apart by them; pass each document as a "
+            "row of its own, or train with document_boundaries"
+        )
 
 
 class SepGPTNeoXForCausalLM(SepAttention, GPTNeoXForCausalLM):

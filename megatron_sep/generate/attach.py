@@ -9,31 +9,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, PreTrainedModel
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
 
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.generate.cache import LayerPolicy, SepCache
-from megatron_sep.generate.falcon import is_falcon, replace_attention
-from megatron_sep.generate.interface import NAME, AttachError, attention
-from megatron_sep.generate.rotary import Rotary
+from megatron_sep.generate.architecture import (
+    check_architecture,
+    decoder_of,
+    outer_models,
+    parameters,
+    rotary_of,
+    widths_of,
+)
+from megatron_sep.generate.cache import LayerPolicy, SepCache, first_policy
+from megatron_sep.generate.falcon import replace_attention
+from megatron_sep.generate.interface import NAME, RUNNING, AttachError, Pass, attention
+from megatron_sep.generate.limited import limited
+from megatron_sep.generate.policies import ScorePolicy
+from megatron_sep.generate.text import note_text, text_of
 
-_ROTATE_HALF = ("gpt_neox", "llama", "falcon")
-"""Architectures whose rotary embedding the cache can compute itself."""
-_FIXED_FREQUENCIES = ("default", "linear", "llama3")
 
-
-@dataclass
+@dataclass(eq=False)
 class Attachment:
-    """What ``attach`` installed on a model; ``detach`` takes it away."""
+    """What ``attach`` installed on a model; ``detach`` takes it away. It holds no text: any number may be under way."""
 
-    model: PreTrainedModel
+    decoder: PreTrainedModel
+    """The part of the model that has the layers."""
     policies: tuple[LayerPolicy, ...]
+    """Of each layer, within its sliding window where it has one."""
+    widths: tuple[int | None, ...]
+    """The sliding window of each layer."""
     options: dict[str, Any]
     """Keyword arguments of SepCache."""
-    cache: SepCache | None = None
-    """That of the last forward pass."""
+    _parameters: list[str]
+    """Of its forward pass, in order."""
     _former: str = ""
     _handles: list[Any] = field(default_factory=list)
 
@@ -42,42 +53,75 @@ class Attachment:
         return SepCache(self.policies, **self.options)
 
     def detach(self) -> None:
-        """Put the model back as it was."""
+        """Put the model back as it was; of an attachment that is not on it any more, nothing is left to do."""
+        if getattr(self.decoder, "sep_attachment", None) is not self:
+            return
         for handle in self._handles:
             handle.remove()
-        for module in self.model.modules():
-            if getattr(module, "sep_attachment", None) is self:
-                del module.sep_attachment
-        replace_attention(self.model, back=True)
-        self.model.config._attn_implementation = self._former
+        del self.decoder.sep_attachment
+        replace_attention(self.decoder, back=True)
+        if self.decoder.config._attn_implementation == NAME:
+            self.decoder.config._attn_implementation = self._former
 
-    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand the tokens to the cache, and its positions to the model."""
-        ids = args[0] if args else kwargs.pop("input_ids", None)
-        if ids is None:
-            raise AttachError("inputs_embeds: the cache looks for separators among token ids; pass input_ids")
-        given = kwargs.get("past_key_values")
-        self.cache = given if isinstance(given, SepCache) else self._instead_of(given)
-        if self.cache.policies != self.policies:
+        self._leave(None)  # a pass that was interrupted
+        self._check_implementation()
+        given = dict(zip(self._parameters, args, strict=False)) | kwargs
+        text = text_of(given)
+        repeats = module.training and bool(getattr(module, "is_gradient_checkpointing", False))
+        current = self._pass_for(given, repeats)
+        position_ids = current.cache.begin(text.ids_BT, text.attention_mask, text.position_ids)
+        RUNNING.set(current)
+        if text.planes is None:
+            given["position_ids"] = position_ids
+        given["attention_mask"] = current.mask(text.ids_BT) if repeats else None
+        if repeats:
+            given["use_cache"] = False
+        return (), given | {"past_key_values": current.cache if current.keeps else None}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """Let the cache free what it can, or forget the tokens of a pass that failed."""
+        self._leave(output)
+
+    def _leave(self, output: Any) -> None:
+        """The pass through this model that the thread is in, if any, is over; without an output, it failed."""
+        current = RUNNING.get()
+        if current is None or current.attachment is not self:
+            return
+        RUNNING.set(current.former)
+        current.over = True
+        if output is None:
+            current.cache.abandon()
+        elif current.keeps:
+            current.cache.end()
+
+    def _pass_for(self, given: dict[str, Any], repeats: bool) -> Pass:
+        """With the cache that the call brings, a new one, or one for this pass alone where none is to be kept."""
+        past, wanted = given.get("past_key_values"), given.get("use_cache")
+        if wanted is None:
+            wanted = getattr(self.decoder.config, "use_cache", True)
+        own = past if isinstance(past, SepCache) else None
+        if past is not None and past.get_seq_length() > 0 and (repeats or own is None):
+            way = "start from an empty one, or from SepCache" if own is None else "gradient checkpointing needs none"
+            raise AttachError(f"past_key_values: a {type(past).__name__} with {past.get_seq_length()} tokens; {way}")
+        keeps = (own is not None or wanted) and not repeats
+        cache = self.new_cache() if own is None or not keeps else own
+        if cache.policies != self.policies:
             raise AttachError(
                 "past_key_values: made for other policies than the model is attached to; start a new cache"
             )
-        position_ids = self.cache.begin(ids, kwargs.get("attention_mask"))
-        changed = {"attention_mask": None, "position_ids": position_ids, "past_key_values": self.cache}
-        return (ids, *args[1:]), kwargs | changed
+        return Pass(self, cache, keeps, RUNNING.get())
 
-    def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """Let the cache free what it can."""
-        assert self.cache is not None
-        self.cache.end()
-
-    def _instead_of(self, given: Cache | None) -> SepCache:
-        if given is not None and given.get_seq_length() > 0:
+    def _check_implementation(self) -> None:
+        found = self.decoder.config._attn_implementation
+        if found != NAME:
             raise AttachError(
-                f"past_key_values: a {type(given).__name__} with {given.get_seq_length()} tokens; start from an empty "
-                "one, or from SepCache"
+                f"attn_implementation={found!r} was set after attach(), and its attention knows no SepCache; attach "
+                "again, or call detach() to run without"
             )
-        return self.new_cache()
 
 
 def attach(
@@ -93,64 +137,45 @@ def attach(
     ``options`` go to SepCache. Raises AttachError for an architecture that cannot do it, CacheError for policies that
     do not go together.
     """
-    config = model.config.get_text_config(decoder=True)
+    decoder = decoder_of(model)
+    check_architecture(decoder)
+    config = decoder.config
     layers = config.num_hidden_layers
     policies = tuple(policy) if isinstance(policy, list) else (policy,) * layers
     if len(policies) != layers:
         raise AttachError(f"{len(policies)} policies for a model of {layers} layers; pass one for each, or one alone")
-    _check_architecture(model, config)
+    widths = widths_of(decoder)
+    policies = _within(policies, widths)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
-    settings["rotary"] = _rotary(model, config) if _first(policies).positions == "cache" else None
-    attachment = Attachment(model, policies, settings)
+    settings["rotary"] = rotary_of(decoder) if first_policy(policies).positions == "cache" else None
+    attachment = Attachment(decoder, policies, widths, settings, parameters(decoder))
     attachment.new_cache()  # raises before anything is changed
-    former: Any = getattr(model, "sep_attachment", None)
+    former: Any = getattr(decoder, "sep_attachment", None)
     if former is not None:
         former.detach()
-    attachment._former = model.config._attn_implementation
+    attachment._former = config._attn_implementation
     AttentionInterface.register(NAME, attention)
-    replace_attention(model)
-    model.config._attn_implementation = NAME
-    for module in (model, *(m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int))):
-        module.sep_attachment = attachment
-    base = model.base_model
-    attachment._handles = [
-        base.register_forward_pre_hook(attachment.before, with_kwargs=True),
-        base.register_forward_hook(attachment.after),
+    replace_attention(decoder)
+    config._attn_implementation = NAME
+    decoder.sep_attachment = attachment
+    attachment._handles = [handle for outer in outer_models(model, decoder) for handle in note_text(outer)]
+    attachment._handles += [
+        decoder.register_forward_pre_hook(attachment.before, with_kwargs=True),
+        decoder.register_forward_hook(attachment.after, always_call=True),
     ]
     return attachment
 
 
-def _first(policies: tuple[LayerPolicy, ...]) -> Any:
-    return policies[0][0] if isinstance(policies[0], tuple) else policies[0]
-
-
-def _check_architecture(model: PreTrainedModel, config: Any) -> None:
-    known = isinstance(getattr(model, "_supports_attention_backend", None), bool) and model._supports_attention_backend
-    name = f"{type(model).__name__} ({config.model_type})"
-    if config.is_encoder_decoder or not (known or is_falcon(model)):
-        raise AttachError(
-            f"{name}: its attention does not go through transformers' attention interface; known are "
-            f"{', '.join(_ROTATE_HALF)} and decoders with _supports_attention_backend"
-        )
-    if getattr(config, "alibi", False):
-        raise AttachError(f"{name}: alibi=True is not supported; only rotary or learned positions are")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        raise AttachError(f"{name}: sliding_window={window} already limits what is seen; set it to None in the config")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise AttachError(f"{name}: has layers of {', '.join(sorted(kinds))}; only full attention can be replaced")
-
-
-def _rotary(model: PreTrainedModel, config: Any) -> Rotary:
-    found = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if config.model_type not in _ROTATE_HALF or len(found) != 1 or kind not in _FIXED_FREQUENCIES:
-        raise AttachError(
-            f"positions='cache' needs the rotary frequencies of {', '.join(_ROTATE_HALF)} with rope_type "
-            f"{', '.join(_FIXED_FREQUENCIES)}; this is {config.model_type} with {kind!r}; pass positions='text'"
-        )
-    return Rotary(found[0].inv_freq)
+def _within(policies: tuple[LayerPolicy, ...], widths: tuple[int | None, ...]) -> tuple[LayerPolicy, ...]:
+    """Each policy in the sliding window of its layer. Raises AttachError for those that cannot be."""
+    for policy, width in zip(policies, widths, strict=True):
+        each = policy[0] if isinstance(policy, tuple) else policy
+        if width is not None and (isinstance(each, ScorePolicy) or each.positions != "text"):
+            raise AttachError(
+                f"{each} in a layer with sliding_window={width}: only policies that count positions in the text and "
+                "look at no scores go into one; pass an AttentionPattern, or a StreamingPattern with positions='text'"
+            )
+    return tuple(limited(policy, width) for policy, width in zip(policies, widths, strict=True))
 
 
 def patterns(pattern: AttentionPattern, model: PreTrainedModel, full_layers: Sequence[int] = ()) -> list[LayerPolicy]:

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,15 @@ from transformers import Cache
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.errors import UserError
 from megatron_sep.generate.chunk import TokenPolicy
+from megatron_sep.generate.group import Group
+from megatron_sep.generate.layout import Layout, of_mask, restarts
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scored import HeavyHitters, Prompts
+from megatron_sep.generate.scores import Scoring
 from megatron_sep.generate.slots import SLACK, Slots
 
-LayerPolicy = TokenPolicy | ScorePolicy | tuple[AttentionPattern, ...]
+LayerPolicy = TokenPolicy | ScorePolicy | tuple[TokenPolicy, ...]
 """One policy for all heads of a layer, or one for each of its key heads."""
 
 
@@ -40,51 +43,6 @@ def head_policies(
         )
     sparse = heads // group
     return (pattern,) * sparse + (AttentionPattern(),) * (key_heads - sparse)
-
-
-class Group(Protocol):
-    """Layers that share their bookkeeping; rows R are texts, or the key heads of texts (b-major)."""
-
-    num_layers: int
-    batch: int
-    """Texts: B."""
-    seen_R: Tensor
-    """Integers: tokens of each row's text so far; padding does not count here and below."""
-    live_R: Tensor
-    """Numbers: tokens that each token saw, itself included, summed over the tokens."""
-    full_R: Tensor
-    """Integers: the same with everything kept."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of keys and values."""
-
-    def blocks(self) -> dict[str, Tensor]:
-        """Slots in use by block: numbers [R] each."""
-
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
-        """Take new tokens in, int64 [B, T]; ``real`` is False at padding, None: there is none.
-
-        Returns the position ids that the model rotates them by, int64 [B, T].
-        """
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens in a layer, counted within the group: [B, H, T, D]; keys and values are kept."""
-
-    def end(self) -> None:
-        """All layers have attended: what nothing will see leaves."""
-
-    def room(self) -> bool:
-        """Make sure of room for one more token of each text; were stores replaced?"""
-
-    def reserve(self, tokens: int) -> bool:
-        """Make room for so many more tokens of each text; were stores replaced?"""
-
-    def replayed(self) -> None:
-        """A CUDA graph of a step has run once more. Raises RuntimeError where none can."""
-
-    def select(self, rows_B: Tensor) -> None:
-        """Make the texts of the batch those at these indices: int64, repeated or left out as they may be."""
 
 
 _SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
@@ -154,30 +112,67 @@ class SepCache(Cache):  # type: ignore[misc]
         """Tokens of each text so far, padding included."""
         self.groups: dict[LayerPolicy, Group] = {}
         self._index = [self.policies[:layer].count(policy) for layer, policy in enumerate(self.policies)]
+        self._new = 0
+        """Columns of the pass that runs."""
+        self._since_B: Tensor | None = None
+        """int64: tokens of each text before its position 0; None: none, no documents were packed."""
+        self._next_since_B: Tensor | None = None
+        """The same after the pass that runs."""
+        self._broken = False
 
-    def begin(self, ids_BT: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def begin(self, ids_BT: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
         """New tokens of every text, int64 [B, T]; returns the position ids to rotate them by, int64 [B, T].
 
-        ``attention_mask`` is 0 at padding: [B, T], or [B, columns so far + T].
+        ``attention_mask`` is 0 at padding: [B, T], or [B, columns so far + T]; or it separates packed documents, as
+        ``position_ids`` that begin at 0 again do. Raises CacheError, and AttachError for what says something else.
         """
+        if self._new:
+            self.abandon()  # nobody told that the pass was interrupted
         self._check_ids(ids_BT)
-        real_BT = None if attention_mask is None else attention_mask[:, -ids_BT.shape[1] :].bool()
-        if real_BT is not None and bool(real_BT.all()):
-            real_BT = None
+        self._check_state(len(ids_BT))
+        layout = of_mask(attention_mask, ids_BT.shape[0], ids_BT.shape[1], self.columns)
+        if position_ids is not None and not _captures(ids_BT):
+            layout = self._with_restarts(layout, ids_BT, position_ids)
+        if layout.starts_BT is not None:
+            self._check_packable()
         if not self.groups:
             self.groups = {policy: self._group(policy, n, ids_BT) for policy, n in Counter(self.policies).items()}
-        self.columns += ids_BT.shape[1]
-        positions = [group.begin(ids_BT, real_BT) for group in self.groups.values()]
-        return positions[0]
+        self._new = ids_BT.shape[1]
+        own_BT, *_ = [group.begin(ids_BT, layout) for group in self.groups.values()]
+        if first_policy(self.policies).positions != "text":
+            return own_BT
+        if position_ids is not None:
+            return position_ids.expand_as(own_BT)
+        return own_BT if self._since_B is None else (own_BT - self._since_B[:, None]).clamp(min=0)
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens in a layer of the model: [B, H, T, D]."""
-        return self.groups[self.policies[layer]].attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: Scoring | None = None
+    ) -> Tensor:
+        """Attention of the new tokens in a layer of the model: [B, H, T, D]; ``scoring``: what else scores go through.
+
+        Raises CacheError for a policy that looks at scores of the plain kind alone.
+        """
+        policy = self.policies[layer]
+        group = self.groups[policy]
+        if scoring is None:
+            return group.attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale)
+        if not isinstance(group, Slots):
+            raise CacheError(
+                f"layer {layer}: {policy} knows no {scoring}; pass an AttentionPattern or StreamingPattern"
+            )
+        return group.attend(self._index[layer], q_BHTD, k_BKTD, v_BKTD, scale, scoring)
 
     def end(self) -> None:
         """The forward pass is over: tokens that nothing will see leave."""
         for group in self.groups.values():
             group.end()
+        self.columns += self._new
+        self._new, self._since_B = 0, self._next_since_B
+
+    def abandon(self) -> None:
+        """The forward pass failed: its tokens do not count, and the cache is as before them if that can be."""
+        whole = [group.abandon() for group in self.groups.values()]
+        self._broken, self._new, self._next_since_B = not all(whole), 0, self._since_B
 
     def room(self) -> bool:
         """Make sure of room for one more token of each text; were stores replaced, so that a CUDA graph is void?"""
@@ -217,6 +212,50 @@ class SepCache(Cache):  # type: ignore[misc]
         """Tokens of a text so far without padding, on average."""
         return next((float(group.seen_R.double().mean()) for group in self.groups.values()), 0.0)
 
+    def __len__(self) -> int:
+        """Layers, as in a DynamicCache that was made for the model; so a cache is true, filled or not."""
+        return len(self.policies)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Did it take in anything?"""
+        return bool(self.groups)
+
+    @property
+    def is_compileable(self) -> bool:
+        """May ``generate`` compile the forward pass? It compiles what has a static cache."""
+        return False
+
+    @property
+    def is_croppable(self) -> bool:
+        """Can tokens be taken back without a trace?"""
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Of each layer: none is a sliding window of transformers."""
+        return [False] * len(self)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of each layer: none has linear attention."""
+        return [False] * len(self)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Of each layer: all keep something."""
+        return [False] * len(self)
+
+    @property
+    def batch_size(self) -> int:
+        """Texts, -1 before the first."""
+        return next((group.batch for group in self.groups.values()), -1)
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: a text may be of any length."""
+        del layer_idx
+        return -1
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
@@ -240,13 +279,14 @@ class SepCache(Cache):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each text ``repeats`` times."""
-        for group in self.groups.values():
-            group.select(torch.arange(group.batch, device=group.seen_R.device).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the texts at these indices."""
         for group in self.groups.values():
             group.select(indices.to(group.seen_R.device))
+        if self._since_B is not None:
+            self._since_B = self._next_since_B = self._since_B[indices.to(self._since_B.device)]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Always an error: what was freed cannot come back."""
@@ -257,7 +297,8 @@ class SepCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.groups, self.columns = {}, 0
+        self.groups, self.columns, self._new = {}, 0, 0
+        self._since_B, self._next_since_B, self._broken = None, None, False
 
     def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
         if isinstance(policy, ScorePolicy):
@@ -273,14 +314,57 @@ class SepCache(Cache):  # type: ignore[misc]
             backend=self.backend,
         )
 
+    def _with_restarts(self, layout: Layout, ids_BT: Tensor, position_ids: Tensor) -> Layout:
+        """With the documents that positions which begin at 0 again tell of."""
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if layout.real_BT is None else layout.real_BT
+        text_BT = real_BT.cumsum(1) - 1
+        for group in [*self.groups.values()][:1]:
+            text_BT = text_BT + group.seen_R.view(len(ids_BT), -1)[:, :1]
+        running_BT = text_BT if self._since_B is None else text_BT - self._since_B[:, None]
+        starts_BT = restarts(position_ids, running_BT, layout.real_BT)
+        if not bool(starts_BT.any()):
+            return layout
+        since_B = torch.where(starts_BT, text_BT, 0).amax(1)
+        self._next_since_B = since_B if self._since_B is None else torch.maximum(since_B, self._since_B)
+        return replace(layout, starts_BT=starts_BT if layout.starts_BT is None else layout.starts_BT | starts_BT)
+
+    def _check_state(self, batch: int) -> None:
+        if self._broken:
+            raise CacheError(
+                "past_key_values: a forward pass failed midway and left a part of its tokens here; call reset() and "
+                "send the text again"
+            )
+        if self.groups and batch != self.batch_size:
+            raise CacheError(
+                f"past_key_values: holds {self.batch_size} texts, and {batch} came; start a new cache, or make copies "
+                "of its texts with batch_select_indices"
+            )
+
+    def _check_packable(self) -> None:
+        for policy in self.policies:
+            if isinstance(policy, ScorePolicy):
+                raise CacheError(
+                    f"packed documents with {policy}: it knows none; pass each document as a text of its own"
+                )
+
     def _check_ids(self, ids_BT: Tensor) -> None:
-        if ids_BT.is_cuda and torch.cuda.is_current_stream_capturing():
+        if _captures(ids_BT):
             return
         if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < self.vocab_size:
             raise CacheError(
                 f"token ids from {int(ids_BT.min())} to {int(ids_BT.max())}: the model's vocabulary has "
                 f"{self.vocab_size}, numbered from 0; encode the text with the model's own tokenizer"
             )
+
+
+def _captures(ids_BT: Tensor) -> bool:
+    """Does a CUDA graph of the pass come into being, which can look at nothing?"""
+    return ids_BT.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def first_policy(policies: Sequence[LayerPolicy]) -> Any:
+    """Of the first layer and key head."""
+    return policies[0][0] if isinstance(policies[0], tuple) else policies[0]
 
 
 def _check_positions(policies: Sequence[LayerPolicy]) -> None:

@@ -94,6 +94,8 @@ class RowScript:
     """int64: entries that stay."""
     after: RowState
     """The row after the chunk: the state of ``kept``."""
+    appends: bool
+    """Does everything stay that was there before?"""
     live: int
     """Entries that a token saw, summed over the tokens."""
     full: int
@@ -118,22 +120,26 @@ def plan_row(
     columns_T: Tensor,
     document_end: int | None,
     device: torch.device,
+    begins_T: Tensor | None = None,
 ) -> RowScript:
     """The script of a row for its tokens ``ids_T`` (int64), which stand in ``columns_T`` of the chunk.
 
-    ``device`` is that of the script's tensors, but for ``after``.
+    ``device`` is that of the script's tensors, but for ``after``. ``begins_T`` is True where a packed document begins,
+    whatever the ids are.
     """
     length, before, seen = len(ids_T), len(state.place_E), state.seen + len(ids_T)
-    start_T1 = _document_starts(ids_T, state, document_end)
+    start_T1 = _document_starts(ids_T, begins_T, state, document_end)
     place_E, reach_end_E, landmark_E = _entries(policy, state, ids_T, start_T1[:-1])
-    segments, kept, begin, live = [], torch.arange(before), 0, 0
+    segments, begin, live = [], 0, 0
+    kept = torch.arange(before if start_T1[0] == state.document else 0)
     while begin < length:
         first, end = state.seen + begin, begin + _tokens_together(policy, start_T1[begin:-1], len(kept))
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
-        kept = kept[reach_end_E[kept] > first]
-        plan = _plan(landmark_E[kept], reach_end_E[kept], first, end - begin, device)
-        segments.append(Segment(begin, end, kept.to(device), plan))
-        live += _sightings(place_E[kept], reach_end_E[kept], first, state.seen + end)
+        seen_E = kept[reach_end_E[kept] > first]
+        kept = seen_E if policy.capacity is None else kept
+        plan = _plan(landmark_E[seen_E], reach_end_E[seen_E], first, end - begin, device)
+        segments.append(Segment(begin, end, seen_E.to(device), plan))
+        live += _sightings(place_E[seen_E], reach_end_E[seen_E], first, state.seen + end)
         if start_T1[end] != start_T1[begin]:
             kept = kept[:0]
         elif policy.capacity is not None and len(kept) >= policy.capacity:
@@ -143,7 +149,8 @@ def plan_row(
         kept = kept[reach_end_E[kept] > seen]
     after = RowState(place_E[kept], reach_end_E[kept], landmark_E[kept], seen, int(start_T1[-1]))
     full = (state.seen + 1 + seen) * length // 2
-    return RowScript(columns_T.to(device), before, tuple(segments), kept.to(device), after, live, full)
+    appends = len(kept) >= before and bool((kept[:before] == torch.arange(before)).all())
+    return RowScript(columns_T.to(device), before, tuple(segments), kept.to(device), after, appends, live, full)
 
 
 def end_of_reach(place: Tensor, reach: Tensor) -> Tensor:
@@ -151,13 +158,15 @@ def end_of_reach(place: Tensor, reach: Tensor) -> Tensor:
     return (place.long() + reach.long()).clamp(max=FOREVER).to(torch.int32)
 
 
-def _document_starts(ids_T: Tensor, state: RowState, document_end: int | None) -> Tensor:
+def _document_starts(ids_T: Tensor, begins_T: Tensor | None, state: RowState, document_end: int | None) -> Tensor:
     """Text position where the document of each token began, and of the one after the last: int32 [T + 1]."""
-    start_T1 = torch.full((len(ids_T) + 1,), state.document, dtype=torch.int32)
+    begins_T1 = torch.zeros(len(ids_T) + 1, dtype=torch.bool)
     if document_end is not None:
-        for end in (ids_T == document_end).nonzero()[:, 0].tolist():
-            start_T1[end + 1 :] = state.seen + end + 1
-    return start_T1
+        begins_T1[1:] = ids_T == document_end
+    if begins_T is not None:
+        begins_T1[:-1] |= begins_T
+    place_T1 = state.seen + torch.arange(len(ids_T) + 1, dtype=torch.int32)
+    return torch.where(begins_T1, place_T1, state.document).cummax(0).values.to(torch.int32)
 
 
 def _entries(policy: TokenPolicy, state: RowState, ids_T: Tensor, start_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:

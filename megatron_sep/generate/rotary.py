@@ -17,11 +17,12 @@ class Rotary:
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the positions 0 .. length - 1 (at least): fp32 [.., N / 2], kept for the next call."""
-        if self._tables is None or len(self._tables[0]) < length:
+        tables = self._tables
+        if tables is None or len(tables[0]) < length:
             position = torch.arange(length, device=self.inverse_frequency.device, dtype=torch.float32)
             angle = position[:, None] * self.inverse_frequency.float()
-            self._tables = angle.cos(), angle.sin()
-        return self._tables
+            tables = self._tables = angle.cos(), angle.sin()
+        return tables
 
     def rotate(self, x_HTD: Tensor, first: int) -> Tensor:
         """Heads [H, T, D] rotated by the positions first .. first + T - 1; dimensions beyond N stay as they are."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV, softmax
 
 SPARE = 256
@@ -28,12 +29,15 @@ class _Counted:
         self._live_LR = torch.zeros(num_layers, batch, dtype=torch.float64, device=device)
         self._real_BT = torch.ones(batch, 0, dtype=torch.bool, device=device)
         self._place_BT = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        self._attended = False
+        """Has a layer looked at the tokens of the pass?"""
 
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
-        """Take new tokens in; ``real_BT`` is False at padding. Returns their text positions, int64 [B, T]."""
+    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+        """Take new tokens in. Returns their text positions, int64 [B, T]."""
         if ids_BT.is_cuda and torch.cuda.is_current_stream_capturing():
             self.replayed()
-        self._real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None else real_BT
+        self._real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if layout.real_BT is None else layout.real_BT
+        self._attended = False
         self._place_BT = (self.seen_R[:, None] + self._real_BT.cumsum(1) - 1).clamp(min=0)
         return self._place_BT
 
@@ -43,6 +47,10 @@ class _Counted:
         self.full_R += new_R * (2 * self.seen_R + new_R + 1) // 2
         self.seen_R += new_R
         self.live_R = self._live_LR.mean(0)
+
+    def abandon(self) -> bool:
+        """The pass that began does not count. Is everything that was kept before it still there?"""
+        return not self._attended
 
     def room(self) -> bool:
         """Each pass makes its own room."""
@@ -111,14 +119,15 @@ class HeavyHitters(_Counted):
         held = [(slots.place_BKC >= 0).sum(2).double().mean(1) for slots in self.layers.values()]
         return {"heavy hitters": torch.stack(held).mean(0)} if held else {}
 
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
         """Take new tokens in; returns their text positions, int64 [B, T]."""
         self.reserve(ids_BT.shape[1])
         self._columns += ids_BT.shape[1]
-        return super().begin(ids_BT, real_BT)
+        return super().begin(ids_BT, layout)
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in one layer of the group, [B, H, T, D]."""
+        self._attended = True
         if layer not in self.layers:
             self.layers[layer] = _Slots.empty(k_BKTD, v_BKTD).grown(self._num_slots)
         padding_B1T1 = ~self._real_BT[:, None, :, None]
@@ -211,6 +220,8 @@ class Prompts(_Counted):
         self._columns_B: list[Tensor] = []
         self._read_B, self._prompt_B, self._due_B = ([state] * batch for state in (False, True, False))
         """Texts of which something was read; whose prompt may go on; whose prompt ended before this pass."""
+        self._before = self._read_B, self._prompt_B
+        """What was so before the pass."""
 
     @property
     def num_bytes(self) -> int:
@@ -223,9 +234,10 @@ class Prompts(_Counted):
         held = [[kept.place_KE.shape[1] for kept in texts] for texts in self.layers.values()]
         return {"chosen and new": torch.tensor(held, dtype=torch.float64).mean(0)} if held else {}
 
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
         """Take new tokens in; returns their text positions, int64 [B, T]."""
-        place_BT = super().begin(ids_BT, real_BT)
+        self._before = self._read_B, self._prompt_B
+        place_BT = super().begin(ids_BT, layout)
         self._columns_B = [real_T.nonzero()[:, 0] for real_T in self._real_BT]
         states = zip(self._columns_B, self._read_B, self._prompt_B, strict=True)
         self._due_B = [prompt and read and len(columns) == 1 for columns, read, prompt in states]
@@ -235,6 +247,7 @@ class Prompts(_Counted):
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens in one layer of the group, [B, H, T, D]."""
+        self._attended = True
         if layer not in self.layers:
             empty = (t[:, :, :0] for t in (k_BKTD, v_BKTD, k_BKTD[..., 0].long(), q_BHTD))
             self.layers[layer] = [_Kept(*tables) for tables in zip(*empty, strict=True)]
@@ -249,6 +262,11 @@ class Prompts(_Counted):
             entries, new = kept.place_KE.shape[1], len(columns)
             self._live_LR[layer, row] += entries * new - new * (new - 1) // 2
         return out_BHTD
+
+    def abandon(self) -> bool:
+        """The pass that began does not count. Is everything that was kept before it still there?"""
+        self._read_B, self._prompt_B = self._before
+        return super().abandon()
 
     def reserve(self, tokens: int) -> bool:
         """Every pass has stores of its own."""

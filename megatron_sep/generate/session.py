@@ -9,6 +9,7 @@ from megatron_sep.config.load import read_tree
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.errors import UserError
 from megatron_sep.generate.attach import Attachment, attach
+from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder
 from megatron_sep.generate.load import Loaded, load
 from megatron_sep.generate.sampler import Sampling, cache_lines, stream
@@ -26,9 +27,12 @@ class Session:
     loaded: Loaded
     attachment: Attachment
 
-    def shown(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[str]:
-        """Prompts with their continuations: one in pieces as they come, several one below the other."""
-        decoder = Decoder(self.loaded.model, self.attachment.new_cache())
+    def shown(self, prompts: Sequence[str], sampling: Sampling, cache: SepCache) -> Iterator[str]:
+        """Prompts with their continuations: one in pieces as they come, several one below the other.
+
+        ``cache`` is an empty one of the attachment, which holds them afterwards.
+        """
+        decoder = Decoder(self.loaded.model, cache)
         pieces = stream(decoder, self.loaded.tokenizer, prompts, sampling)
         if len(prompts) == 1:
             yield prompts[0]
@@ -40,10 +44,9 @@ class Session:
             whole[index] += piece
         yield from (f"== {number}\n{text}\n" for number, text in enumerate(whole, 1))
 
-    def cache_lines(self) -> str:
-        """What the cache of the last texts held, and a word where they were longer than the model knows."""
-        cache, policy, trained = self.attachment.cache, self.attachment.policies[0], self.loaded.trained_length
-        assert cache is not None
+    def cache_lines(self, cache: SepCache) -> str:
+        """What the cache of texts held, and a word where they were longer than the model knows."""
+        policy, trained = self.attachment.policies[0], self.loaded.trained_length
         lines = cache_lines(cache, policy.mean_size if isinstance(policy, StreamingPattern) else None)
         if cache.seen > trained and getattr(policy, "positions", "text") == "text":
             lines += f"\nlonger than the {trained:,} tokens of training: --streaming keeps positions inside the cache"

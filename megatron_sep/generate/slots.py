@@ -16,7 +16,9 @@ from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import FOREVER
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
+from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.rotary import Rotary
+from megatron_sep.generate.scores import Scoring, attend_shaped
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
 from megatron_sep.kernels.sep_decode.reference import attend_one
@@ -64,6 +66,8 @@ class Slots:
         """No row has more slots in use: what the host knows without asking the device."""
         self._scripts: list[RowScript] | None = None
         self._ids_B1: Tensor | None = None
+        self._stored = False
+        """Has a layer stored what it keeps of the chunk?"""
 
     @property
     def policy(self) -> TokenPolicy:
@@ -101,23 +105,27 @@ class Slots:
         }
         return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
 
-    def begin(self, ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
-        """Take new tokens in; ``real_BT`` is False at padding, None: no padding.
-
-        Returns the position ids that the model rotates queries and keys by, int64 [B, T].
-        """
-        if ids_BT.shape[1] == 1 and real_BT is None:
+    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+        """Take new tokens in. Returns the position ids that the model rotates queries and keys by, int64 [B, T]."""
+        if ids_BT.shape[1] == 1 and layout.plain:
             return self._begin_step(ids_BT)
-        return self._begin_chunk(ids_BT.cpu(), (torch.ones_like(ids_BT) if real_BT is None else real_BT).bool().cpu())
+        return self._begin_chunk(ids_BT.cpu(), layout)
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens in one layer of the group, [B, H, T, D]; keys and values are kept for later."""
+    def attend(
+        self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: Scoring | None = None
+    ) -> Tensor:
+        """Attention of the new tokens in one layer of the group, [B, H, T, D]; keys and values are kept for later.
+
+        ``scoring`` is what else the scores go through, not together with positions inside the cache.
+        """
         if self.keys_LBKCD is None or self.values_LBKCD is None:
             shape = (self.num_layers, self.batch, k_BKTD.shape[1], self.num_slots, k_BKTD.shape[3])
             self.keys_LBKCD, self.values_LBKCD = k_BKTD.new_zeros(shape), v_BKTD.new_zeros(shape)
         keys_BKCD, values_BKCD = self.keys_LBKCD[layer], self.values_LBKCD[layer]
         if self._scripts is not None:
-            return self._attend_chunk(q_BHTD, k_BKTD, v_BKTD, keys_BKCD, values_BKCD, scale)
+            return self._attend_chunk(q_BHTD, k_BKTD, v_BKTD, keys_BKCD, values_BKCD, scale, scoring)
+        if scoring is not None:
+            return self._attend_shaped_step(q_BHTD, k_BKTD, v_BKTD, keys_BKCD, values_BKCD, scale, scoring)
         out_BHD = decode_attention(
             q_BHTD[:, :, 0],
             k_BKTD[:, :, 0],
@@ -140,6 +148,12 @@ class Slots:
         else:
             self._end_chunk(self._scripts)
         self._scripts = self._ids_B1 = None
+
+    def abandon(self) -> bool:
+        """The pass that began does not count. Is everything that was kept before it still there?"""
+        whole = self._scripts is None or not self._stored or all(script.appends for script in self._scripts)
+        self._scripts = self._ids_B1 = None
+        return whole
 
     def room(self) -> bool:
         """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?"""
@@ -223,15 +237,18 @@ class Slots:
             source_RC = source_RC.to(torch.int32)
             compact(self.keys_LBKCD, self.values_LBKCD, source_RC, self.length_R, due_R, backend=self.backend)
 
-    def _begin_chunk(self, ids_BT: Tensor, real_BT: Tensor) -> Tensor:
+    def _begin_chunk(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if layout.real_BT is None else layout.real_BT.cpu()
+        starts_BT = None if layout.starts_BT is None else layout.starts_BT.cpu()
         states = self._states()
         scripts = []
         for row, state in enumerate(states):
             text, head = divmod(row, len(self.policies))
             columns_T = real_BT[text].nonzero()[:, 0]
-            ids_T = ids_BT[text, columns_T]
-            scripts.append(plan_row(self.policies[head], state, ids_T, columns_T, self.document_end, self.device))
-        self._scripts = scripts
+            ids_T, begins_T = ids_BT[text, columns_T], None if starts_BT is None else starts_BT[text, columns_T]
+            policy = self.policies[head]
+            scripts.append(plan_row(policy, state, ids_T, columns_T, self.document_end, self.device, begins_T))
+        self._scripts, self._stored = scripts, False
         self._most = max(len(script.kept) for script in scripts)
         if self._most > self.num_slots:
             self._grow(self._most + SPARE)
@@ -250,7 +267,14 @@ class Slots:
         ]
 
     def _attend_chunk(
-        self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, keys_BKCD: Tensor, values_BKCD: Tensor, scale: float
+        self,
+        q_BHTD: Tensor,
+        k_BKTD: Tensor,
+        v_BKTD: Tensor,
+        keys_BKCD: Tensor,
+        values_BKCD: Tensor,
+        scale: float,
+        scoring: Scoring | None,
     ) -> Tensor:
         assert self._scripts is not None
         out_BHTD = torch.zeros_like(q_BHTD)
@@ -262,15 +286,50 @@ class Slots:
             keys, values, new_k, new_v = (t[row] for t in stores)
             k_KED = torch.cat([keys[:, : script.before], new_k[:, script.columns_T]], dim=1)
             v_KED = torch.cat([values[:, : script.before], new_v[:, script.columns_T]], dim=1)
+            part = None if scoring is None else scoring.of_heads(self._heads_of(row, q_BHTD.shape[1]))
             for segment in script.segments:
                 columns = script.columns_T[segment.begin : segment.end]
                 q, k, v = q_RHTD[row][:, columns], k_KED[:, segment.entries_E], v_KED[:, segment.entries_E]
-                out_RHTD[row][:, columns] = self._attend_segment(segment, q, k, v, scale)
-            keys[:, : len(script.kept)] = k_KED[:, script.kept]
-            values[:, : len(script.kept)] = v_KED[:, script.kept]
+                out_RHTD[row][:, columns] = self._attend_segment(segment, q, k, v, scale, part)
+            keys[:, : len(script.kept)] = k_KED[:, script.kept].detach()
+            values[:, : len(script.kept)] = v_KED[:, script.kept].detach()
+        self._stored = True
         return out_BHTD
 
-    def _attend_segment(self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float) -> Tensor:
+    def _heads_of(self, row: int, query_heads: int) -> slice:
+        """Query heads of a row."""
+        each = query_heads // len(self.policies)
+        first = row % len(self.policies) * each
+        return slice(first, first + each)
+
+    def _attend_shaped_step(
+        self,
+        q_BH1D: Tensor,
+        k_BK1D: Tensor,
+        v_BK1D: Tensor,
+        keys_BKCD: Tensor,
+        values_BKCD: Tensor,
+        scale: float,
+        scoring: Scoring,
+    ) -> Tensor:
+        batch, heads = keys_BKCD.shape[:2]
+        each = heads // len(self.policies)
+        slot_BK11 = self.length_R.long().view(batch, -1, 1, 1).repeat_interleave(each, 1)
+        slot_BK1D = slot_BK11.expand(-1, -1, -1, keys_BKCD.shape[3])
+        keys_BKCD.scatter_(2, slot_BK1D, k_BK1D.detach())
+        values_BKCD.scatter_(2, slot_BK1D, v_BK1D.detach())
+        used_RC = torch.arange(self.num_slots, device=self.device) <= self.length_R[:, None]
+        live_RC = used_RC & (self.reach_end_RC > self.seen_R[:, None])
+        live_BK1C = live_RC.view(batch, -1, 1, self.num_slots).repeat_interleave(each, 1)
+        return attend_shaped(q_BH1D, keys_BKCD, values_BKCD, live_BK1C, scale, scoring)
+
+    def _attend_segment(
+        self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float, scoring: Scoring | None
+    ) -> Tensor:
+        if scoring is not None:
+            every = torch.ones(1, 1, len(segment.entries_E), dtype=torch.bool, device=self.device)
+            visible_1TE = every if segment.plan is None else segment.plan.dense()
+            return attend_shaped(q_HTD[None], k_KED[None], v_KED[None], visible_1TE[:, None], scale, scoring)[0]
         if segment.plan is None:
             q_KGD = q_HTD.view(len(k_KED), -1, q_HTD.shape[-1])
             angles = self.rotary.angles(segment.past) if self.rotary is not None else None

@@ -34,8 +34,9 @@ def run(tiny: Callable[..., RunConfig]) -> RunConfig:
     return config
 
 
-def greedy(session: Any, prompts: list[str], tokens: int = 40) -> str:
-    return "".join(session.shown(prompts, Sampling(max_tokens=tokens, temperature=0)))
+def greedy(session: Any, prompts: list[str], tokens: int = 40, cache: Any = None) -> str:
+    cache = cache or session.attachment.new_cache()
+    return "".join(session.shown(prompts, Sampling(max_tokens=tokens, temperature=0), cache))
 
 
 def test_decoding_is_the_training_mask(run: RunConfig) -> None:
@@ -61,31 +62,33 @@ def test_checkpoint_and_export_say_the_same(run: RunConfig, tmp_path: Path) -> N
     ours, theirs = (open_session(path, None, None, "cache") for path in (run.dir, tmp_path / "export"))
     alone = [greedy(ours, [prompt]) for prompt in prompts]
     assert [greedy(theirs, [prompt]) for prompt in prompts] == alone
-    together = greedy(ours, prompts)
+    cache = ours.attachment.new_cache()
+    together = greedy(ours, prompts, cache=cache)
     assert together == "".join(f"== {number}\n{text}" for number, text in enumerate(alone, 1))
-    assert "cache of 1 layers: sinks 2 + separators" in ours.cache_lines()
-    assert "on average a token saw" in ours.cache_lines()
+    assert "cache of 1 layers: sinks 2 + separators" in ours.cache_lines(cache)
+    assert "on average a token saw" in ours.cache_lines(cache)
 
 
 def test_streaming_and_another_pattern(run: RunConfig, tmp_path: Path) -> None:
     """A cache of bounded size stays so; the paper's formula stands beside what was measured; a pattern from a file."""
     session = open_session(run.dir, None, "2,4,8,20", "cache")
-    greedy(session, ["alpha is not more than beta. " * 4], tokens=60)
-    assert session.attachment.cache is not None
-    ((layers, blocks),) = session.attachment.cache.blocks()
+    cache = session.attachment.new_cache()
+    greedy(session, ["alpha is not more than beta. " * 4], tokens=60, cache=cache)
+    ((layers, blocks),) = cache.blocks()
     assert layers == 2
     assert sum(blocks.values()) < 20
-    assert session.cache_lines().endswith("(a+s+w+c)/2 = 17.0")
-    assert "longer than" not in session.cache_lines()
+    assert session.cache_lines(cache).endswith("(a+s+w+c)/2 = 17.0")
+    assert "longer than" not in session.cache_lines(cache)
     long = open_session(run.dir, None, None, "cache")
-    greedy(long, ["alpha is not more than beta. " * 8], tokens=60)
-    assert "longer than the 64 tokens of training: --streaming" in long.cache_lines()
+    cache = long.attachment.new_cache()
+    greedy(long, ["alpha is not more than beta. " * 8], tokens=60, cache=cache)
+    assert "longer than the 64 tokens of training: --streaming" in long.cache_lines(cache)
     pattern = tmp_path / "pattern.yaml"
     pattern.write_text("attention: {window: 3, sinks: 1}\n")
     narrow = open_session(run.dir, pattern, None, "cache")
-    greedy(narrow, ["alpha"], tokens=20)
-    assert narrow.attachment.cache is not None
-    assert narrow.attachment.cache.retention().live <= 4
+    cache = narrow.attachment.new_cache()
+    greedy(narrow, ["alpha"], tokens=20, cache=cache)
+    assert cache.retention().live <= 4
 
 
 def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:

@@ -243,3 +243,13 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         sep_attention(q[:, :3, :12], k, v, plan)
     with pytest.raises(ValueError, match=r"\(1, 16\)"):
         sep_attention(*qkv(1, 1, 1, 12, 8), plan)
+
+
+def test_shapes_may_be_symbols_of_a_graph() -> None:
+    """One compilation of dynamic shapes, grouped heads or not, computes what the plain call does."""
+    compiled = torch.compile(sep_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for pattern in (AttentionPattern(4), AttentionPattern()):
+        for heads, kv_heads, length in ((4, 2, 16), (6, 3, 24), (2, 2, 32)):
+            plan = pattern.plan(torch.zeros(1, length, dtype=torch.long))
+            tensors = qkv(1, heads, kv_heads, length, 8)
+            torch.testing.assert_close(compiled(*tensors, plan), sep_attention(*tensors, plan))

@@ -14,13 +14,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.kernels.grouped import is_grouped
 
 BLOCK = 128
 
 
 def flex_sep_attention(q_BHQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
     """FlexAttention under the plan's rule, compiled: [B, H, Q, D]. On CPU there is no backward pass."""
-    grouped = q_BHQD.shape[1] != k_BHTD.shape[1]
+    grouped = is_grouped(q_BHQD, k_BHTD)
     out: Tensor = _compiled()(q_BHQD, k_BHTD, v_BHTD, block_mask=block_mask(plan), scale=scale, enable_gqa=grouped)
     return out
 

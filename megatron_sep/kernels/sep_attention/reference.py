@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.kernels.grouped import is_grouped
 
 
 def reference_attention(
@@ -17,5 +18,5 @@ def reference_attention(
         attn_mask=plan.dense()[:, None],
         dropout_p=dropout,
         scale=scale,
-        enable_gqa=q_BHQD.shape[1] != k_BHTD.shape[1],
+        enable_gqa=is_grouped(q_BHQD, k_BHTD),
     )

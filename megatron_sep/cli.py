@@ -245,9 +245,11 @@ def generate(
         typer.Option(help="cache of bounded size: sinks, separators, window and capacity, as 4,64,256,800"),
     ] = None,
     positions: Annotated[
-        str,
-        typer.Option(help="of tokens in a bounded cache: cache (their index in it), text, or frozen (as they came in)"),
-    ] = "cache",
+        str | None,
+        typer.Option(
+            help="in a bounded cache: cache (a token's index in it, the default), text, or frozen (as it came in)"
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="most tokens to add to a prompt")] = 128,
     temperature: Annotated[float, typer.Option(help="how freely tokens are drawn; 0 takes the likeliest")] = 0.8,
     top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,

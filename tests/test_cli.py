@@ -191,6 +191,15 @@ def test_mask_refuses_what_it_cannot_draw(run_yaml: Path, tmp_path: Path) -> Non
         (["--prompt", "a", "--temperature", "-1"], "temperature"),
         (["--prompt", "a", "--streaming", "4,64,256,300"], "must be less than capacity = 300"),
         ([], "no prompt: pass --prompt TEXT or --prompts FILE"),
+        (["--prompts", "none.txt"], "--prompts none.txt: cannot be read"),
+        (["--prompts", "."], "--prompts .: cannot be read: [Errno 21] Is a directory: '.'; pass a text file"),
+        (["--prompts", sys.executable], "can't decode byte"),
+        (["--prompt", "a", "--attention", "none.yaml"], "none.yaml: cannot be read"),
+        (["--prompt", "a", "--attention", "."], ".: cannot be read: [Errno 21] Is a directory"),
+        (["--prompt", "a", "--attention", sys.executable], "can't decode byte"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature=nan: must be a finite number of at least 0"),
+        (["--prompt", "a", "--seed", str(2**70)], f"seed={2**70}: must be from 0 to 2^63 - 1"),
+        (["--prompt", "a", "--positions", "cache"], "--positions cache: is of a cache of bounded size"),
     ],
 )
 def test_generate_refuses_options_before_it_reads_a_model(words: list[str], message: str) -> None:

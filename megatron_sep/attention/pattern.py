@@ -35,11 +35,8 @@ class AttentionPattern:
 
     def __post_init__(self) -> None:
         for name, value, least in (("window", self.window, 1), ("sinks", self.sinks, 0), ("stride", self.stride, 1)):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        negative = [i for i in self.separator_ids if i < 0]
-        if negative:
-            raise ValueError(f"separator_ids={negative}: a token id is never negative")
+            check_number(name, value, least)
+        object.__setattr__(self, "separator_ids", token_ids(self.separator_ids))
 
     def landmarks(self, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
         """Which tokens stay visible after they leave the window: bool [B, T].
@@ -186,6 +183,31 @@ class MaskPlan:
         queries = self.queries
         earlier = (queries.start + 1 + queries.stop) * len(queries) / 2
         return self.num_visible().sum().double() / (len(self.reach_BT) * earlier)
+
+
+def check_number(name: str, value: object, least: int) -> None:
+    """Raises ValueError for what is neither None nor a whole number of at least ``least``."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: must be a whole number, is a {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
+
+
+def token_ids(given: Any) -> tuple[int, ...]:
+    """The ids in an iterable or a tensor, those of a set in order. Raises ValueError for what is no token id."""
+    if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
+        raise ValueError(f"separator_ids={given!r}: pass token ids, such as (13, 11, 30); a tokenizer knows them")
+    values = given.flatten().tolist() if hasattr(given, "flatten") else list(given)
+    wrong = [i for i in values if not hasattr(i, "__index__") or isinstance(i, bool)]
+    if wrong:
+        raise ValueError(f"separator_ids={wrong}: a token id is a whole number; look texts up in the tokenizer")
+    ids = [int(i) for i in values]
+    negative = [i for i in ids if i < 0]
+    if negative:
+        raise ValueError(f"separator_ids={negative}: a token id is never negative")
+    return tuple(sorted(ids) if isinstance(given, set | frozenset) else ids)
 
 
 def _positions(ids_BT: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_sep.attention.pattern import FOREVER, is_separator
+from megatron_sep.attention.pattern import FOREVER, check_number, is_separator, token_ids
 
 Positions = Literal["cache", "text", "frozen"]
 """Which rotary position a token has: its index in the cache, moving when others leave; its index in the text; or, for
@@ -38,9 +38,10 @@ class StreamingPattern:
             ("sinks", self.sinks, 0),
             ("separators", self.separators, 0),
             ("window", self.window, 1),
+            ("capacity", self.capacity, 1),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
+            check_number(name, value, least)
+        object.__setattr__(self, "separator_ids", token_ids(self.separator_ids))
         if self.positions not in ("cache", "text", "frozen"):
             raise ValueError(f"positions={self.positions!r}: choose 'cache', 'text' or 'frozen'")
         kept = self.sinks + (self.separators or 0) + self.window

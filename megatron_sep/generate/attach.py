@@ -142,6 +142,7 @@ def attach(
     config = decoder.config
     layers = config.num_hidden_layers
     policies = tuple(policy) if isinstance(policy, list) else (policy,) * layers
+    _check_types(policies, document_end)
     if len(policies) != layers:
         raise AttachError(f"{len(policies)} policies for a model of {layers} layers; pass one for each, or one alone")
     widths = widths_of(decoder)
@@ -164,6 +165,18 @@ def attach(
         decoder.register_forward_hook(attachment.after, always_call=True),
     ]
     return attachment
+
+
+def _check_types(policies: tuple[Any, ...], document_end: object) -> None:
+    for policy in policies:
+        parts = policy if isinstance(policy, tuple) else (policy,)
+        if not parts or not all(hasattr(part, "positions") and not isinstance(part, type) for part in parts):
+            raise AttachError(
+                f"policy={policy!r}: pass an AttentionPattern, a StreamingPattern, H2O or SnapKV; a tuple of patterns "
+                "is one for each key head, a list has one for each layer"
+            )
+    if document_end is not None and (not isinstance(document_end, int) or isinstance(document_end, bool)):
+        raise AttachError(f"document_end={document_end!r}: pass the id of a token, or None")
 
 
 def _within(policies: tuple[LayerPolicy, ...], widths: tuple[int | None, ...]) -> tuple[LayerPolicy, ...]:

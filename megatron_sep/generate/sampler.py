@@ -30,12 +30,19 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        drawn = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
-        if not (drawn and self.max_tokens >= 1 and 0 <= self.seed < 2**63):
-            raise SamplingError(
-                f"{self}: temperature and top_k must not be negative, top_p is in (0, 1], max_tokens >= 1, "
-                "seed is in [0, 2^63)"
-            )
+        bounds = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (
+                0 <= self.temperature < math.inf,
+                "a finite number of at least 0, where 0 is the likeliest",
+            ),
+            "top_k": (self.top_k >= 0, "at least 0, where 0 draws from all"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+        }
+        wrong = [f"{name}={getattr(self, name)}: must be {way}" for name, (right, way) in bounds.items() if not right]
+        if wrong:
+            raise SamplingError("; ".join(wrong))
 
 
 @dataclass

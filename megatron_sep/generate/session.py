@@ -58,16 +58,17 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     try:
         lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SessionError(f"--prompts {file}: cannot be read: {error}") from error
+        raise SessionError(f"--prompts {file}: cannot be read: {error}; pass a text file, a prompt a line") from error
     found = [*given, *(line for line in lines if line.strip())]
     if not found:
         raise SessionError("no prompt: pass --prompt TEXT or --prompts FILE")
     return found
 
 
-def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str) -> Session:
+def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str | None) -> Session:
     """Open a model under its own pattern, that of a YAML file, or with a cache of bounded size ``a,s,w,c``.
 
+    ``positions`` are those of such a cache; None: inside it.
     Raises SessionError for options that do not go together, before the model is read, and what opening it raises.
     """
     asked = None if attention is None else _attention(attention)
@@ -81,14 +82,14 @@ def open_session(path: Path, attention: Path | None, streaming: str | None, posi
     return Session(loaded, attach(loaded.model, policy, document_end=rules.document_end))
 
 
-def _bounded(streaming: str | None, positions: str) -> StreamingPattern | None:
+def _bounded(streaming: str | None, positions: str | None) -> StreamingPattern | None:
     """The sizes of ``--streaming``, without separators yet; None where it is not given. Raises SessionError."""
     if streaming is None:
-        if positions != "cache":
+        if positions is not None:
             raise SessionError(f"--positions {positions}: is of a cache of bounded size; pass --streaming a,s,w,c too")
         return None
     try:
-        return StreamingPattern(*_sizes(streaming), positions=positions)  # type: ignore[arg-type]
+        return StreamingPattern(*_sizes(streaming), positions=positions or "cache")  # type: ignore[arg-type]
     except ValueError as error:
         raise SessionError(f"--streaming {streaming}: {error}") from error
 

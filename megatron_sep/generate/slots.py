@@ -86,7 +86,11 @@ class Slots:
         return sum(store.numel() * store.element_size() for store in stores if store is not None)
 
     def blocks(self) -> dict[str, Tensor]:
-        """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
+        """Slots in use by block, int64 [R] each; a separator in the window counts as window.
+
+        Where an eviction is due at a capacity, those of the past window, which have come since the last one, are told
+        from those that it left: between them and the newest token nothing is missing.
+        """
         slot = torch.arange(self.num_slots, device=self.device)
         used_RC = slot < self.length_R[:, None]
         sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.policy.sinks)
@@ -96,9 +100,12 @@ class Slots:
         kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
         past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
         dead_RC = past_RC & (self.reach_end_RC <= self.seen_R[:, None])
+        since_RC = self.place_RC - slot == (self.seen_R - self.length_R)[:, None]
+        new_RC = kept_RC & since_RC if self.policy.capacity is not None else torch.zeros_like(kept_RC)
         masks = {
             "sinks": sink_RC,
-            "separators": kept_RC,
+            "separators": kept_RC & ~new_RC,
+            "separators of the past window": new_RC,
             "past window": past_RC & ~dead_RC,
             "to be freed": dead_RC,
             "window": window_RC,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -241,3 +242,50 @@ def test_a_cache_keeps_its_number_of_texts() -> None:
         model(some_ids(rows=2), past_key_values=cache)
     cache.batch_repeat_interleave(2)
     model(some_ids(rows=2), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[3, 1], (3, 1), {3, 1}, torch.tensor([3, 1]), numpy.array([3, 1]), iter((3, 1)), torch.tensor([3, 1]).unbind()],
+)
+@pytest.mark.parametrize("kind", [AttentionPattern, lambda **ids: StreamingPattern(1, 2, 3, 9, **ids)])
+def test_separator_ids_of_any_kind(ids: Any, kind: Any) -> None:
+    """They become a tuple of integers; so a policy has a hash, which a cache needs."""
+    ids = iter((3, 1)) if isinstance(ids, Iterator) else ids
+    found = kind(separator_ids=ids)
+    assert found.separator_ids == ((1, 3) if isinstance(ids, set) else (3, 1))
+    assert all(type(i) is int for i in found.separator_ids)
+    assert isinstance(hash(found), int)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttentionPattern(separator_ids=".,;"), "separator_ids='.,;': pass token ids"),
+        (lambda: AttentionPattern(separator_ids=13), "separator_ids=13: pass token ids"),
+        (lambda: AttentionPattern(separator_ids=(".", 3)), r"separator_ids=\['.'\]: a token id is a whole number"),
+        (lambda: AttentionPattern(separator_ids=torch.tensor([1.5])), r"separator_ids=\[1.5\]: a token id is a whole"),
+        (lambda: AttentionPattern(window=6.5), "window=6.5: must be a whole number, is a float"),
+        (lambda: StreamingPattern(2, "4", 6, 20), "separators='4': must be a whole number, is a str"),
+        (lambda: attach(llama(), "sep"), "policy='sep': pass an AttentionPattern"),
+        (lambda: attach(llama(), AttentionPattern), "policy=<class .*: pass an AttentionPattern"),
+        (lambda: attach(llama(), [SEP, None]), "policy=None: pass an AttentionPattern"),
+        (lambda: attach(llama(), SEP, document_end="</s>"), "document_end='</s>': pass the id of a token, or None"),
+    ],
+)
+def test_wrong_types_are_told_before_the_first_pass(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_separators_of_the_past_window_are_told_from_those_kept() -> None:
+    """Every other token is one. Those that came since the last eviction wait for the next one."""
+    model = llama()
+    attached = attach(model, StreamingPattern(2, 4, 6, 20, SEPARATORS))
+    cache = attached.new_cache()
+    for part in torch.tensor([[1, 9] * 13 + [1]]).split(9, dim=1):
+        model(part, past_key_values=cache)
+    ((_, blocks),) = cache.blocks()
+    # the eviction at 20 tokens left 2 + 4 + 6; the window has moved on by 7 tokens since, 4 of them separators
+    told = {"sinks": 2, "separators": 4, "separators of the past window": 4, "past window": 3, "to be freed": 0}
+    assert blocks == told | {"window": 6}

@@ -59,7 +59,7 @@ def test_checkpoint_and_export_say_the_same(run: RunConfig, tmp_path: Path) -> N
     """The same text from a run's dir and from its Hugging Face export, alone and in a batch of unequal prompts."""
     convert(run.dir, tmp_path / "export")
     prompts = ["alpha is", "one two three is not more than alpha, beta;", "gamma"]
-    ours, theirs = (open_session(path, None, None, "cache") for path in (run.dir, tmp_path / "export"))
+    ours, theirs = (open_session(path, None, None, None) for path in (run.dir, tmp_path / "export"))
     alone = [greedy(ours, [prompt]) for prompt in prompts]
     assert [greedy(theirs, [prompt]) for prompt in prompts] == alone
     cache = ours.attachment.new_cache()
@@ -79,13 +79,13 @@ def test_streaming_and_another_pattern(run: RunConfig, tmp_path: Path) -> None:
     assert sum(blocks.values()) < 20
     assert session.cache_lines(cache).endswith("(a+s+w+c)/2 = 17.0")
     assert "longer than" not in session.cache_lines(cache)
-    long = open_session(run.dir, None, None, "cache")
+    long = open_session(run.dir, None, None, None)
     cache = long.attachment.new_cache()
     greedy(long, ["alpha is not more than beta. " * 8], tokens=60, cache=cache)
     assert "longer than the 64 tokens of training: --streaming" in long.cache_lines(cache)
     pattern = tmp_path / "pattern.yaml"
     pattern.write_text("attention: {window: 3, sinks: 1}\n")
-    narrow = open_session(run.dir, pattern, None, "cache")
+    narrow = open_session(run.dir, pattern, None, None)
     cache = narrow.attachment.new_cache()
     greedy(narrow, ["alpha"], tokens=20, cache=cache)
     assert cache.retention().live <= 4
@@ -99,7 +99,7 @@ def test_other_architectures(run: RunConfig, tmp_path: Path) -> None:
     )
     model.save_pretrained(tmp_path / "falcon")
     with pytest.raises(SourceError, match=r"has no tokenizer.json"):
-        open_session(tmp_path / "falcon", None, None, "cache")
+        open_session(tmp_path / "falcon", None, None, None)
     (tmp_path / "falcon" / "tokenizer.json").write_bytes(run.tokenizer.path.read_bytes())
     session = open_session(tmp_path / "falcon", None, "2,4,8,20", "text")
     assert greedy(session, ["alpha is"]).startswith("alpha is")
@@ -121,13 +121,13 @@ def test_wrong_options_are_refused(run: RunConfig, tmp_path: Path) -> None:
         SessionError, match=r"--streaming 4,64,256,300: .* must be less than capacity = 300.*pass capacity"
     ):
         open_session(run.dir, None, "4,64,256,300", "cache")
-    with pytest.raises(SamplingError, match="temperature and top_k must not be negative"):
+    with pytest.raises(SamplingError, match="temperature=-1: must be a finite number"):
         Sampling(temperature=-1)
     (tmp_path / "wrong.yaml").write_text("attention: {window: 0}\n")
     with pytest.raises(SessionError, match=r"(?s)wrong\.yaml: .*window"):
-        open_session(run.dir, tmp_path / "wrong.yaml", None, "cache")
+        open_session(run.dir, tmp_path / "wrong.yaml", None, None)
     (tmp_path / "empty.yaml").write_text("model: {}\n")
     with pytest.raises(SessionError, match="has no section `attention`"):
-        open_session(run.dir, tmp_path / "empty.yaml", None, "cache")
+        open_session(run.dir, tmp_path / "empty.yaml", None, None)
     with pytest.raises(SourceError, match="no such directory"):
-        open_session(tmp_path / "nowhere", None, None, "cache")
+        open_session(tmp_path / "nowhere", None, None, None)

@@ -21,7 +21,7 @@ from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.evaluate.perplexity import Score, score
-from megatron_sep.generate.cache import head_policies
+from megatron_sep.generate.layer_policies import head_policies
 from megatron_sep.generate.load import load
 from megatron_sep.generate.policies import H2O, SnapKV, pyramid_kv
 from megatron_sep.parallel.device import current_device

@@ -23,9 +23,10 @@ from megatron_sep.generate.architecture import (
     rotary_of,
     widths_of,
 )
-from megatron_sep.generate.cache import LayerPolicy, SepCache, first_policy
+from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.falcon import replace_attention
 from megatron_sep.generate.interface import NAME, RUNNING, AttachError, Pass, attention
+from megatron_sep.generate.layer_policies import LayerPolicy, first_policy
 from megatron_sep.generate.limited import limited
 from megatron_sep.generate.policies import ScorePolicy
 from megatron_sep.generate.text import note_text, text_of

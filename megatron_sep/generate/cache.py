@@ -9,41 +9,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from megatron_sep.attention.pattern import AttentionPattern
-from megatron_sep.errors import UserError
-from megatron_sep.generate.chunk import TokenPolicy
 from megatron_sep.generate.group import Group
+from megatron_sep.generate.layer_policies import CacheError, LayerPolicy, check_positions, check_scored, first_policy
 from megatron_sep.generate.layout import Layout, of_mask, restarts
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.scores import Scoring
-from megatron_sep.generate.slots import SLACK, Slots
-
-LayerPolicy = TokenPolicy | ScorePolicy | tuple[TokenPolicy, ...]
-"""One policy for all heads of a layer, or one for each of its key heads."""
-
-
-class CacheError(UserError):
-    """Something that a cache cannot do, or a text that it cannot take."""
-
-
-def head_policies(
-    pattern: AttentionPattern, heads: int, query_heads: int, key_heads: int
-) -> tuple[AttentionPattern, ...]:
-    """Naive head-wise windows (the paper's Table 9): ``heads`` query heads see ``pattern``, the others everything.
-
-    One pattern for each key head. Raises CacheError where a group of query heads would be split.
-    """
-    group = query_heads // key_heads
-    if heads % group or not 0 <= heads <= query_heads:
-        raise CacheError(
-            f"heads={heads} of {query_heads}: the cache keeps keys for groups of {group} query heads; "
-            f"choose a multiple of {group} from 0 to {query_heads}"
-        )
-    sparse = heads // group
-    return (pattern,) * sparse + (AttentionPattern(),) * (key_heads - sparse)
-
+from megatron_sep.generate.slots import ROLLBACK, SLACK, Slots
 
 _SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
 """What keeps the tokens under a policy that looks at attention; under the others it is Slots."""
@@ -89,7 +62,8 @@ class SepCache(Cache):  # type: ignore[misc]
 
     ``begin`` before a forward pass and ``end`` after it are called by what ``attach`` installs. ``document_end`` is the
     token after which everything before it is forgotten; ``slack`` the slots of a row that may hold tokens which nothing
-    sees any more; ``backend`` that of the decode kernel. Raises CacheError.
+    sees any more; ``rollback`` the newest tokens that ``crop`` may take back, where no policy has a capacity or looks
+    at scores; ``backend`` that of the decode kernel. Raises CacheError.
     """
 
     def __init__(
@@ -100,20 +74,25 @@ class SepCache(Cache):  # type: ignore[misc]
         document_end: int | None = None,
         rotary: Rotary | None = None,
         slack: int = SLACK,
+        rollback: int = ROLLBACK,
         backend: str = "auto",
     ) -> None:
         super().__init__(layers=[])
-        _check_positions(policies)
-        _check_scored(policies, document_end)
+        check_positions(policies)
+        check_scored(policies, document_end)
         self.policies = tuple(policies)
         self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
-        self.slack, self.backend = slack, backend
+        self.slack, self.rollback, self.backend = slack, rollback, backend
+        self._most_columns = self._whole_columns = 0
+        """Columns that the cache has held at most, and how many of the last ones are tokens of every text."""
         self.columns = 0
         """Tokens of each text so far, padding included."""
         self.groups: dict[LayerPolicy, Group] = {}
         self._index = [self.policies[:layer].count(policy) for layer, policy in enumerate(self.policies)]
         self._new = 0
         """Columns of the pass that runs."""
+        self._new_whole = 0
+        """``_whole_columns`` after the pass that runs."""
         self._since_B: Tensor | None = None
         """int64: tokens of each text before its position 0; None: none, no documents were packed."""
         self._next_since_B: Tensor | None = None
@@ -138,6 +117,7 @@ class SepCache(Cache):  # type: ignore[misc]
         if not self.groups:
             self.groups = {policy: self._group(policy, n, ids_BT) for policy, n in Counter(self.policies).items()}
         self._new = ids_BT.shape[1]
+        self._new_whole = self._new + self._whole_columns if layout.real_BT is None else _whole_at_end(layout.real_BT)
         own_BT, *_ = [group.begin(ids_BT, layout) for group in self.groups.values()]
         if first_policy(self.policies).positions != "text":
             return own_BT
@@ -166,7 +146,9 @@ class SepCache(Cache):  # type: ignore[misc]
         """The forward pass is over: tokens that nothing will see leave."""
         for group in self.groups.values():
             group.end()
+        self._whole_columns = self._new_whole
         self.columns += self._new
+        self._most_columns = max(self._most_columns, self.columns)
         self._new, self._since_B = 0, self._next_since_B
 
     def abandon(self) -> None:
@@ -187,6 +169,8 @@ class SepCache(Cache):  # type: ignore[misc]
     def replayed(self) -> None:
         """A CUDA graph of a step has run once more: count it, as the graph holds no Python."""
         self.columns += 1
+        self._whole_columns += 1
+        self._most_columns = max(self._most_columns, self.columns)
         for group in self.groups.values():
             group.replayed()
 
@@ -229,7 +213,8 @@ class SepCache(Cache):  # type: ignore[misc]
     @property
     def is_croppable(self) -> bool:
         """Can tokens be taken back without a trace?"""
-        return False
+        groups = self.groups.values()
+        return self.rollback > 0 and all(isinstance(group, Slots) and group.policy.capacity is None for group in groups)
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -289,15 +274,35 @@ class SepCache(Cache):  # type: ignore[misc]
             self._since_B = self._next_since_B = self._since_B[indices.to(self._since_B.device)]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Always an error: what was freed cannot come back."""
-        raise CacheError(
-            f"crop({tokens_to_remove}): SepCache frees tokens for good and cannot go back; generate without "
-            "assisted or speculative decoding"
-        )
+        """Take back the newest tokens of each text, given as a negative number: those of a draft that was not accepted.
+
+        Raises CacheError where something that they made the cache free is gone: always for policies of a capacity and
+        those that look at scores, beyond ``rollback`` tokens for the others.
+        """
+        tokens = -tokens_to_remove
+        if tokens == 0:
+            return
+        groups = [group for group in self.groups.values() if isinstance(group, Slots)]
+        if not self.is_croppable:
+            raise CacheError(
+                f"crop({tokens_to_remove}): under {first_policy(self.policies)} tokens are freed for good; generate "
+                "without assisted or speculative decoding, or under an AttentionPattern"
+            )
+        most = min(self._whole_columns, self.columns - self._most_columns + self.rollback)
+        if not 0 < tokens <= most or any(group.begun_within(tokens) for group in groups):
+            raise CacheError(
+                f"crop({tokens_to_remove}): the last {max(most, 0)} tokens can be taken back, as far as one document "
+                "has them; draft fewer at a time, or keep more back with rollback=N in attach()"
+            )
+        for group in groups:
+            group.crop(tokens)
+        self.columns -= tokens
+        self._whole_columns -= tokens
 
     def reset(self) -> None:
         """Forget everything."""
         self.groups, self.columns, self._new = {}, 0, 0
+        self._most_columns = self._whole_columns = 0
         self._since_B, self._next_since_B, self._broken = None, None, False
 
     def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
@@ -311,6 +316,7 @@ class SepCache(Cache):  # type: ignore[misc]
             document_end=self.document_end,
             rotary=self.rotary,
             slack=self.slack,
+            rollback=self.rollback,
             backend=self.backend,
         )
 
@@ -362,31 +368,6 @@ def _captures(ids_BT: Tensor) -> bool:
     return ids_BT.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def first_policy(policies: Sequence[LayerPolicy]) -> Any:
-    """Of the first layer and key head."""
-    return policies[0][0] if isinstance(policies[0], tuple) else policies[0]
-
-
-def _check_positions(policies: Sequence[LayerPolicy]) -> None:
-    """A model rotates a token by one position in all its layers."""
-    flat = {part for policy in policies for part in (policy if isinstance(policy, tuple) else (policy,))}
-    modes = sorted({policy.positions for policy in flat})
-    if len(modes) > 1 or (modes == ["frozen"] and len(flat) > 1):
-        raise CacheError(
-            f"positions {' and '.join(modes)} of {len(flat)} different policies: a token has one position in all "
-            "layers; pass positions='text', or one policy for every layer"
-        )
-
-
-def _check_scored(policies: Sequence[LayerPolicy], document_end: int | None) -> None:
-    """What policies that look at attention do not do."""
-    for policy in policies:
-        if isinstance(policy, tuple) and any(isinstance(part, ScorePolicy) for part in policy):
-            raise CacheError(
-                f"{policy}: a tuple takes an AttentionPattern for each key head; pass one policy for the layer"
-            )
-        if isinstance(policy, ScorePolicy) and document_end is not None:
-            raise CacheError(
-                f"document_end={document_end} with {policy}: it knows no documents; pass document_end=None, and each "
-                "document as a text of its own"
-            )
+def _whole_at_end(real_BT: Tensor) -> int:
+    """How many of the last columns are padding in no row."""
+    return int(real_BT.all(0).flip(0).int().cumprod(0).sum())

@@ -121,11 +121,12 @@ def plan_row(
     document_end: int | None,
     device: torch.device,
     begins_T: Tensor | None = None,
+    rollback: int = 0,
 ) -> RowScript:
     """The script of a row for its tokens ``ids_T`` (int64), which stand in ``columns_T`` of the chunk.
 
     ``device`` is that of the script's tensors, but for ``after``. ``begins_T`` is True where a packed document begins,
-    whatever the ids are.
+    whatever the ids are. Without a capacity, what the last ``rollback`` tokens saw stays too.
     """
     length, before, seen = len(ids_T), len(state.place_E), state.seen + len(ids_T)
     start_T1 = _document_starts(ids_T, begins_T, state, document_end)
@@ -136,7 +137,7 @@ def plan_row(
         first, end = state.seen + begin, begin + _tokens_together(policy, start_T1[begin:-1], len(kept))
         kept = torch.cat([kept, torch.arange(before + begin, before + end)])
         seen_E = kept[reach_end_E[kept] > first]
-        kept = seen_E if policy.capacity is None else kept
+        kept = kept[reach_end_E[kept] > first - rollback] if policy.capacity is None else kept
         plan = _plan(landmark_E[seen_E], reach_end_E[seen_E], first, end - begin, device)
         segments.append(Segment(begin, end, seen_E.to(device), plan))
         live += _sightings(place_E[seen_E], reach_end_E[seen_E], first, state.seen + end)
@@ -146,7 +147,7 @@ def plan_row(
             kept = kept[policy.survivors(landmark_E[kept][None], torch.tensor([len(kept)]))[0]]
         begin = end
     if policy.capacity is None:
-        kept = kept[reach_end_E[kept] > seen]
+        kept = kept[reach_end_E[kept] > seen - rollback]
     after = RowState(place_E[kept], reach_end_E[kept], landmark_E[kept], seen, int(start_T1[-1]))
     full = (state.seen + 1 + seen) * length // 2
     appends = len(kept) >= before and bool((kept[:before] == torch.arange(before)).all())

@@ -25,6 +25,8 @@ from megatron_sep.kernels.sep_decode.reference import attend_one
 
 SLACK = 64
 """Slots of a row whose tokens nothing sees any more, before the others are moved together."""
+ROLLBACK = 32
+"""Tokens that can be taken back: a draft of transformers' assisted decoding has 20."""
 SPARE = 256
 """Slots that a growing cache gains at least."""
 
@@ -45,10 +47,11 @@ class Slots:
         document_end: int | None = None,
         rotary: Rotary | None = None,
         slack: int = SLACK,
+        rollback: int = ROLLBACK,
         backend: str = "auto",
     ) -> None:
         self.policies, self.num_layers, self.batch, self.device = tuple(policies), num_layers, batch, device
-        self.document_end, self.slack, self.backend = document_end, slack, backend
+        self.document_end, self.slack, self.rollback, self.backend = document_end, slack, rollback, backend
         self.rotary = rotary if self.policy.positions == "cache" else None
         self.evicts = any(policy.evicts for policy in self.policies)
         num_slots = (self.policy.capacity or 0) if self.policy.bounded else 0
@@ -183,6 +186,21 @@ class Slots:
         """A CUDA graph of a step has run once more: the host counts along."""
         self._most += 1
 
+    def begun_within(self, tokens: int) -> bool:
+        """Did a document of any row begin behind the first of its newest ``tokens``?"""
+        return bool((self.document_R > self.seen_R - tokens).any())
+
+    def crop(self, tokens: int) -> None:
+        """Take back the newest ``tokens`` of each row, no more than ``rollback`` and all of one document."""
+        used_RC = torch.arange(self.num_slots, device=self.device) < self.length_R[:, None]
+        before_R1 = (self.seen_R - tokens)[:, None]
+        until_RC = torch.minimum(self.reach_end_RC, self.seen_R[:, None])
+        seen_RC = (until_RC - torch.maximum(self.place_RC, before_R1)).clamp(min=0)
+        self.live_R -= (seen_RC * used_RC).sum(1)
+        self.full_R -= (2 * self.seen_R - tokens + 1).long() * tokens // 2
+        self.length_R -= (used_RC & (self.place_RC >= before_R1)).sum(1).to(torch.int32)
+        self.seen_R -= tokens
+
     def select(self, rows_B: Tensor) -> None:
         """Make the texts of the batch those at these indices: int64."""
         heads = len(self.policies)
@@ -228,7 +246,7 @@ class Slots:
         kept_RC = self.policy.survivors(self.landmark_RC, self.length_R)
         if self.policy.capacity is not None:
             return self.length_R >= self.policy.capacity, kept_RC
-        kept_RC = kept_RC & (self.reach_end_RC > self.seen_R[:, None])
+        kept_RC = kept_RC & (self.reach_end_RC > self.seen_R[:, None] - self.rollback)
         return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
 
     def _evict(self) -> None:
@@ -254,7 +272,8 @@ class Slots:
             columns_T = real_BT[text].nonzero()[:, 0]
             ids_T, begins_T = ids_BT[text, columns_T], None if starts_BT is None else starts_BT[text, columns_T]
             policy = self.policies[head]
-            scripts.append(plan_row(policy, state, ids_T, columns_T, self.document_end, self.device, begins_T))
+            end, back = self.document_end, self.rollback
+            scripts.append(plan_row(policy, state, ids_T, columns_T, end, self.device, begins_T, back))
         self._scripts, self._stored = scripts, False
         self._most = max(len(script.kept) for script in scripts)
         if self._most > self.num_slots:
@@ -284,11 +303,11 @@ class Slots:
         scoring: Scoring | None,
     ) -> Tensor:
         assert self._scripts is not None
-        out_BHTD = torch.zeros_like(q_BHTD)
-        q_RHTD, out_RHTD, *stores = (
+        q_RHTD, *stores = (
             t.reshape(len(t) * len(self.policies), t.shape[1] // len(self.policies), *t.shape[2:])
-            for t in (q_BHTD, out_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
+            for t in (q_BHTD, keys_BKCD, values_BKCD, k_BKTD, v_BKTD)
         )
+        out_RHTD = torch.zeros_like(q_RHTD)
         for row, script in enumerate(self._scripts):
             keys, values, new_k, new_v = (t[row] for t in stores)
             k_KED = torch.cat([keys[:, : script.before], new_k[:, script.columns_T]], dim=1)
@@ -301,7 +320,7 @@ class Slots:
             keys[:, : len(script.kept)] = k_KED[:, script.kept].detach()
             values[:, : len(script.kept)] = v_KED[:, script.kept].detach()
         self._stored = True
-        return out_BHTD
+        return out_RHTD.reshape(q_BHTD.shape)
 
     def _heads_of(self, row: int, query_heads: int) -> slice:
         """Query heads of a row."""

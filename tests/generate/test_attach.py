@@ -24,8 +24,8 @@ from transformers import (
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach, patterns
-from megatron_sep.generate.cache import CacheError, head_policies
 from megatron_sep.generate.interface import AttachError
+from megatron_sep.generate.layer_policies import CacheError, head_policies
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 SEPARATORS = (1, 2, 3)
@@ -226,8 +226,10 @@ def test_wrong_use_is_refused() -> None:
         model(inputs_embeds=torch.zeros(1, 2, 32))
     cache = attached.new_cache()
     in_chunks(model, ids, [40], cache)
-    with pytest.raises(CacheError, match=r"crop\(-1\).*without assisted"):
-        cache.crop(-1)
+    with pytest.raises(CacheError, match=r"crop\(-33\): the last 32 tokens can be taken back.*rollback=N"):
+        cache.crop(-33)
+    with pytest.raises(CacheError, match=r"crop\(1\)"):
+        cache.crop(1)
     attached.detach()
     foreign = model(ids, use_cache=True).past_key_values
     other = attach(model, AttentionPattern(window=3))

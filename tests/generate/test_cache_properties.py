@@ -10,7 +10,8 @@ from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
-from megatron_sep.generate.cache import LayerPolicy, SepCache
+from megatron_sep.generate.cache import SepCache
+from megatron_sep.generate.layer_policies import LayerPolicy
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.slots import Slots
 

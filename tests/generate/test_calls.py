@@ -25,8 +25,8 @@ from transformers import (
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
-from megatron_sep.generate.cache import CacheError
 from megatron_sep.generate.interface import AttachError
+from megatron_sep.generate.layer_policies import CacheError
 from megatron_sep.generate.policies import H2O, SnapKV
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -198,6 +198,16 @@ def texts(model: Any, cache: Any, ids: Tensor) -> Iterator[Tensor]:
     """Logits of a text, as it is read in chunks and token by token."""
     for part in ids.split([9, 1, 1, 12, 1, 6], dim=1):
         yield model(part, past_key_values=cache).logits
+
+
+def test_heads_with_policies_of_their_own_in_a_batch() -> None:
+    """Each text as alone, and a chunk as its tokens, whatever the strides of the queries."""
+    model, ids = llama(), some_ids(rows=3)
+    attached = attach(model, (SEP, AttentionPattern(window=5, stride=4)))
+    alone = torch.cat([model(row[None]).logits for row in ids])
+    close(model(ids).logits, alone)
+    cache = attached.new_cache()
+    close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split(1, dim=1)], 1), alone)
 
 
 @pytest.mark.parametrize("policy", [SEP, StreamingPattern(2, 4, 6, 20, SEPARATORS)])

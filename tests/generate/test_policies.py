@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.generate import scored
 from megatron_sep.generate.attach import Attachment, attach
-from megatron_sep.generate.cache import CacheError, LayerPolicy, SepCache, head_policies
+from megatron_sep.generate.cache import SepCache
+from megatron_sep.generate.layer_policies import CacheError, LayerPolicy, head_policies
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV, pyramid_kv
 from megatron_sep.generate.policies import softmax as wide_softmax
 from megatron_sep.generate.scored import HeavyHitters, Prompts

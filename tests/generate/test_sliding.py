@@ -24,8 +24,8 @@ from transformers import (
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
-from megatron_sep.generate.cache import CacheError
 from megatron_sep.generate.interface import AttachError
+from megatron_sep.generate.layer_policies import CacheError
 from megatron_sep.generate.policies import H2O
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -105,7 +105,7 @@ def test_a_layer_sees_what_both_let_it_see(model: Any, policy: Any) -> None:
 def test_what_a_sliding_layer_cannot_see_is_freed(model: Any) -> None:
     """Of 400 tokens under full attention, a window of 9 leaves the 8 that the next one sees."""
     ids = some_ids().repeat(1, 10)
-    attached = attach(model, AttentionPattern())
+    attached = attach(model, AttentionPattern(), rollback=0)
     cache = attached.new_cache()
     with torch.no_grad():
         for part in ids.split(100, dim=1):

@@ -20,8 +20,8 @@ from transformers import (
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach, patterns
-from megatron_sep.generate.cache import CacheError
 from megatron_sep.generate.interface import AttachError
+from megatron_sep.generate.layer_policies import CacheError
 from megatron_sep.generate.policies import H2O
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -210,7 +210,7 @@ def test_an_exception_inside_a_pass(policy: Any, new: int, whole: bool) -> None:
     It cannot where the first layer had to give up what the last one still needs.
     """
     model, ids = llama(), some_ids()
-    attached = attach(model, policy)
+    attached = attach(model, policy, rollback=0)
     cache, untouched = attached.new_cache(), attached.new_cache()
     for each in (cache, untouched):
         model(ids[:, :20], past_key_values=each)

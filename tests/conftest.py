@@ -108,3 +108,9 @@ def tiny(corpus: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(tree)
 
     return make
+
+
+@pytest.fixture
+def no_compilations() -> None:
+    """What other tests compiled of the same function is forgotten: torch counts it towards one limit."""
+    torch.compiler.reset()

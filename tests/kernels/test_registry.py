@@ -207,7 +207,7 @@ def toy(automatic: bool) -> Implementation:
     return Implementation("toy", f"{__name__}:doubled", why_not.nothing, can, "tests/kernels/test_registry.py", "")
 
 
-@pytest.mark.usefixtures("nothing_chosen")
+@pytest.mark.usefixtures("nothing_chosen", "no_compilations")
 def test_one_row_is_all_that_a_new_kernel_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name, by auto once it may, and compiled; and no other row is touched."""
     plan = AttentionPattern(4).plan(torch.zeros(1, 16, dtype=torch.long))

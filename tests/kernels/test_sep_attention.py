@@ -173,6 +173,7 @@ def test_causal_plan_equals_a_window_as_long_as_the_row() -> None:
     torch.testing.assert_close(sep_attention(q, k, v, plan), sep_attention(q, k, v, masked))
 
 
+@pytest.mark.usefixtures("no_compilations")
 def test_the_front_door_compiles_without_a_graph_break() -> None:
     """torch.compile(fullgraph=True) takes the whole entry: masked, causal and for a span of the queries."""
     q, k, v = qkv(1, 2, 2, 24, 8)
@@ -186,6 +187,7 @@ def test_the_front_door_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(run(q, k, v), sep_attention(q, k, v, plan))
 
 
+@pytest.mark.usefixtures("no_compilations")
 def test_compiled_it_takes_sizes_that_change() -> None:
     """Other rows, lengths, scales and head sizes, with and without gradients: never a break, never another result."""
     torch._dynamo.reset()
@@ -245,6 +247,7 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         sep_attention(*qkv(1, 1, 1, 12, 8), plan)
 
 
+@pytest.mark.usefixtures("no_compilations")
 def test_shapes_may_be_symbols_of_a_graph() -> None:
     """One compilation of dynamic shapes, grouped heads or not, computes what the plain call does."""
     compiled = torch.compile(sep_attention, fullgraph=True, backend="aot_eager", dynamic=True)

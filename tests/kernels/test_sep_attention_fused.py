@@ -280,6 +280,7 @@ def test_strides_that_the_kernel_cannot_read_are_copied() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.usefixtures("no_compilations")
 def test_the_kernel_compiles_into_one_graph() -> None:
     """torch.compile(fullgraph=True) around it: the same output and gradients."""
     plan, tensors = small_case()

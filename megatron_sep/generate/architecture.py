@@ -1,6 +1,7 @@
 """What the cache needs to know of a model of transformers, and which models it takes."""
 
 import inspect
+import sys
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -72,6 +73,10 @@ def check_architecture(decoder: PreTrainedModel) -> None:
         )
     if getattr(config, "alibi", False):
         raise AttachError(f"{name}: alibi=True is not supported; only rotary or learned positions are")
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules()):
+        raise AttachError(
+            f"{name}: leaves padding out of its positions by its id, which the cache does not; take another model"
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise AttachError(
@@ -80,10 +85,15 @@ def check_architecture(decoder: PreTrainedModel) -> None:
 
 
 def widths_of(decoder: PreTrainedModel) -> tuple[int | None, ...]:
-    """The sliding window of each layer, None: it has none."""
+    """The sliding window of each layer, None: it has none. Raises AttachError for one that the model's masks ignore."""
     config = decoder.config
     width = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    if width is not None and not hasattr(sys.modules[type(decoder).__module__], "create_sliding_window_causal_mask"):
+        raise AttachError(
+            f"{type(decoder).__name__} ({config.model_type}): has sliding_window={width} and makes no mask of it, so "
+            "that not all of its attentions honour it; set it to None in the configuration to see everything"
+        )
     return tuple(width if kind == "sliding_attention" else None for kind in kinds)
 
 

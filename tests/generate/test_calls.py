@@ -18,8 +18,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MoshiConfig,
+    MoshiForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
 from megatron_sep.attention.pattern import AttentionPattern
@@ -241,6 +245,16 @@ def test_encoders_are_refused() -> None:
     model = BertModel(BertConfig(**SIZES))
     with pytest.raises(AttachError, match=r"BertModel \(bert\): its tokens see later ones too.*is_decoder=True"):
         attach(model, SEP)
+
+
+def test_positions_and_windows_of_its_own_kind_are_refused() -> None:
+    """RoBERTa counts no padding by its id; Moshi has a window that its masks do not know."""
+    roberta = RobertaForCausalLM(RobertaConfig(**SIZES, is_decoder=True))
+    with pytest.raises(AttachError, match=r"RobertaModel \(roberta\): leaves padding out of its positions by its id"):
+        attach(roberta, SEP)
+    moshi = MoshiForCausalLM(MoshiConfig(**SIZES, num_key_value_heads=4, ffn_dim=48, sliding_window=9))
+    with pytest.raises(AttachError, match=r"MoshiModel \(moshi\): has sliding_window=9 and makes no mask of it"):
+        attach(moshi, SEP)
 
 
 def test_a_cache_keeps_its_number_of_texts() -> None:

@@ -18,6 +18,7 @@ _NO_MATTER = (
     "train.steps",
     "train.eval_",
     "train.compile",
+    "train.cuda_graphs",
     "train.recompute",
     "train.micro_batch_size",
     "train.max_skipped_steps",

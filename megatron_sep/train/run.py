@@ -1,7 +1,7 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sep.attention.annealing import Annealing
@@ -24,6 +24,7 @@ from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.outcomes import Outcomes
 from megatron_sep.train.schedule import LearningRate
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
@@ -45,6 +46,8 @@ class Run:
     metrics: Metrics
     statistics: Statistics
     state: TrainState
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    skipped_in_a_row: int = 0
 
     def save(self) -> Path:
         """Write a checkpoint of where the run stands, and wait for it. Raises NotWrittenError."""
@@ -163,6 +166,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         loss_scale=train.loss_scale,
         sequence_length=config.model.sequence_length,
         micro_batch_size=train.micro_batch_size,
+        cuda_graphs=train.cuda_graphs,
     )
     return engine
 

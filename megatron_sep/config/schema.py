@@ -328,8 +328,6 @@ class TrainConfig(Section):
     """Sequences of one optimizer step, over all ranks."""
     micro_batch_size: PositiveInt = 16
     """Sequences of one forward pass of one rank."""
-    engine: str = "megatron"
-    """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: Seed = 1234
@@ -347,17 +345,16 @@ class TrainConfig(Section):
     max_skipped_steps: PositiveInt = 50
     """Stop after so many steps in a row with a gradient that is not finite."""
 
-    @field_validator("engine")
-    @classmethod
-    def _engine_is_known(cls, engine: str) -> str:
-        if engine not in ENGINES:
-            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
-        return engine
-
 
 class ParallelConfig(Section):
     """What is left of the processes is data-parallel; the optimizer state is split among those (ZeRO-1)."""
 
+    engine: str = "megatron"
+    """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors. megatron, or
+    deepspeed: data-parallel alone, with `zero_stage` 1, 2 or 3, in bf16 or fp32."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """What the data-parallel ranks split among themselves. 1: the optimizer's state; 2: gradients too; 3: weights too.
+    2 and 3 need `engine: deepspeed`."""
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
     sequence_parallel: bool = False
@@ -365,10 +362,30 @@ class ParallelConfig(Section):
     timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10
     """How long a process waits for the others before the job ends; a year at most."""
 
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, engine: str) -> str:
+        if engine not in ENGINES:
+            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
+        return engine
+
     @model_validator(mode="after")
-    def _sequence_needs_tensor(self) -> Self:
-        if self.sequence_parallel and self.tensor == 1:
-            raise ValueError("sequence_parallel=true needs tensor > 1")
+    def _axes_agree(self) -> Self:
+        split = [f"{axis}={size}" for axis, size in (("tensor", self.tensor), ("pipeline", self.pipeline)) if size > 1]
+        checks = (
+            (self.sequence_parallel and self.tensor == 1, "sequence_parallel=true needs tensor > 1"),
+            (
+                self.engine == "megatron" and self.zero_stage > 1,
+                f"zero_stage={self.zero_stage} needs engine=deepspeed; megatron's splits the optimizer's state alone",
+            ),
+            (
+                self.engine == "deepspeed" and bool(split),
+                f"engine=deepspeed is data-parallel alone: set {', '.join(split)} to 1, or engine=megatron",
+            ),
+        )
+        mistakes = [message for wrong, message in checks if wrong]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
 
@@ -449,6 +466,19 @@ class RunConfig(Section):
             (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
+            ),
+            (
+                self.parallel.engine == "deepspeed" and self.train.precision == "fp16",
+                "parallel.engine=deepspeed trains in bf16 or fp32: set train.precision, or parallel.engine=megatron",
+            ),
+            (
+                self.parallel.engine == "deepspeed" and self.train.cuda_graphs == "on",
+                "train.cuda_graphs=on needs parallel.engine=megatron; DeepSpeed's passes talk to other ranks",
+            ),
+            (
+                self.parallel.zero_stage == 3 and self.train.compile == "on",
+                "parallel.zero_stage=3 gathers each weight when its module runs, which train.compile=on cannot follow; "
+                "set train.compile=off or a lower zero_stage",
             ),
             (
                 layers % self.parallel.pipeline != 0,

@@ -22,7 +22,6 @@ _NO_MATTER = (
     "train.recompute",
     "train.micro_batch_size",
     "train.max_skipped_steps",
-    "train.engine",
     "attention.backend",
     "data.cache",
 )

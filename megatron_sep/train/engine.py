@@ -1,6 +1,7 @@
 """A way to train: what the loop asks of it."""
 
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from megatron_sep.config.engines import ENGINES
+from megatron_sep.data.extras import needs_extra
 from megatron_sep.train.microbatch import Microbatch
 
 
@@ -29,6 +31,27 @@ class Writing(Protocol):
         ...
 
 
+_RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
+"""What torch's distributed checkpoint calls the files of a rank."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A save that is over."""
+
+    files: tuple[Path, ...]
+
+    @classmethod
+    def by(cls, rank: int, folder: Path) -> "Written":
+        """Of a distributed checkpoint: a rank's own tensors are its own, what there is once is the first rank's."""
+        owners = {path: _RANK_FILE.fullmatch(path.name) for path in sorted(folder.iterdir())}
+        return cls(tuple(path for path, found in owners.items() if int(found[1] if found else 0) == rank))
+
+    def finish(self) -> Sequence[Path]:
+        """The files that this rank wrote."""
+        return self.files
+
+
 class Engine(ABC):
     """Holds this rank's part of the model and its optimizer; every rank of the job calls each method together.
 
@@ -37,6 +60,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other engines whose checkpoints it loads."""
 
     @abstractmethod
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -64,6 +89,10 @@ class Engine(ABC):
 
 
 def engine_class(name: str) -> Any:
-    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is."""
+    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is.
+
+    Raises MissingLibraryError, naming the extra that brings the engine's library.
+    """
     module, kind = ENGINES[name].split(":")
-    return getattr(importlib.import_module(module), kind)
+    with needs_extra("deepspeed", "deepspeed"):
+        return getattr(importlib.import_module(module), kind)

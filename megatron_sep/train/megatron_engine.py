@@ -1,9 +1,7 @@
 """Forward, backward and step over every parallel rank: megatron-core's schedules, DDP and distributed optimizer."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,9 @@ from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
+from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.engine import Engine, StepResult, Written
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.train.recorded import Recorder
 from megatron_sep.weights.safe_metadata import read_metadata
@@ -36,25 +35,13 @@ _CLIP_EPS = 1e-6
 """As in torch's ``clip_grads_with_norm_``."""
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _EXTRA_STATE = "._extra_state"
-_RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
-"""What torch's distributed checkpoint calls the files of a rank."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A save that is over."""
-
-    files: tuple[Path, ...]
-
-    def finish(self) -> Sequence[Path]:
-        """The files that this rank wrote."""
-        return self.files
 
 
 class MegatronEngine(Engine):
     """Trains one Decoder with the optimizer of its operations; every rank of the job holds one."""
 
     name = "megatron"
+    reads = ("deepspeed",)
 
     def __init__(
         self,
@@ -67,7 +54,12 @@ class MegatronEngine(Engine):
         sequence_length: int,
         micro_batch_size: int,
         cuda_graphs: str = "auto",
+        zero_stage: int = 1,
     ) -> None:
+        if zero_stage != 1:
+            raise ParallelError(
+                f"parallel.zero_stage={zero_stage}: this engine splits the optimizer's state alone; set 1"
+            )
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
         core = model.config
@@ -159,12 +151,7 @@ class MegatronEngine(Engine):
     def begin_save(self, folder: Path) -> Written:
         """In torch's distributed format, through megatron-core; the folder holds all of it when this returns."""
         dist_checkpointing.save(self._state(), str(folder))
-        return Written(tuple(path for path in sorted(folder.iterdir()) if self._wrote(path)))
-
-    def _wrote(self, path: Path) -> bool:
-        """A rank's own tensors are its own; what there is once for the job is the first rank's."""
-        found = _RANK_FILE.fullmatch(path.name)
-        return int(found[1] if found else 0) == self._topology.process.rank
+        return Written.by(self._topology.process.rank, folder)
 
     def load(self, folder: Path) -> None:
         """On this or another number of ranks, in this or another layout. No code of the files runs."""

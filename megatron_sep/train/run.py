@@ -154,11 +154,11 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         seed=train.seed,
         backend=config.attention.backend,
         recompute=train.recompute,
-        compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
+        compiled=_compiled(config, topology),
     )
     if source is not None:
         load_weights(model, source, config.model.model_copy(update={"vocab_size": resolved.vocab_size}), topology)
-    engine: Engine = engine_class(train.engine)(
+    engine: Engine = engine_class(config.parallel.engine)(
         model,
         topology,
         config.optimizer,
@@ -167,8 +167,15 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         sequence_length=config.model.sequence_length,
         micro_batch_size=train.micro_batch_size,
         cuda_graphs=train.cuda_graphs,
+        zero_stage=config.parallel.zero_stage,
     )
     return engine
+
+
+def _compiled(config: RunConfig, topology: Topology) -> bool:
+    """Whether layers are compiled; under ZeRO 3 a weight is there only while its module runs."""
+    asked = config.train.compile
+    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
 
 
 def _check_batch(config: RunConfig, topology: Topology) -> None:
@@ -193,10 +200,11 @@ def _check_resumed(newest: Path | None, config: RunConfig, vocab_size: int, allo
         return []
     found = describe(newest)
     check_fits(newest, found, config.model, vocab_size)
-    if found.engine != config.train.engine:
+    engine = config.parallel.engine
+    if found.engine not in (engine, *engine_class(engine).reads):
         raise CheckpointError(
-            f"{newest}: was written by the engine {found.engine!r}, train.engine is {config.train.engine!r}; set "
-            "train.engine as it was, or start a new dir from these weights with checkpoint.init_from"
+            f"{newest}: was written by the engine {found.engine!r}, parallel.engine is {engine!r}; set "
+            "parallel.engine as it was, or start a new dir from these weights with checkpoint.init_from"
         )
     return check_changes(found.config, config, allow_change)
 

@@ -174,7 +174,10 @@ def test_variants_become_values(changes: dict[str, object], expected: dict[str, 
             "'USE_BiPE': True",
             "use_bipe=True is refused: bilevel positions are not part of this program; use_bipe=False",
         ),
-        ("'zero_optimization': {'stage': 3}", "zero_optimization.stage=3 is refused"),
+        (
+            "'zero_optimization': {'stage': 3}, 'model-parallel-size': 2, 'num-attention-heads': 2, 'hidden-size': 64",
+            "engine=deepspeed is data-parallel alone: set tensor=2 to 1",
+        ),
         ("'optimizer': {'type': 'sm3'}", "optimizer.type='sm3': AdamW is the only optimizer"),
         (
             "'vocab-file': 'a/gpt2-vocab.json', 'merge-file': 'b/merges.txt', 'tokenizer_type': 'GPT2BPETokenizer'",

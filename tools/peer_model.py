@@ -30,21 +30,23 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: MaskPlan | None) -> Tensor:
         """x [B, T, width]"""
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        qkv: Tensor = self.qkv(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)
         q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         if plan is None:
             attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             attended = sep_attention(q, k, v, plan)
-        return x + self.out(attended.transpose(1, 2).flatten(2)) + self.down(functional.gelu(self.up(self.norm2(x))))
+        transformed: Tensor = self.down(functional.gelu(self.up(self.norm2(x))))
+        return x + self.out(attended.transpose(1, 2).flatten(2)) + transformed
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The first values of each head by the angle of their position; cos and sin [T, values / 2]."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1).to(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(t.to(x.dtype) for t in turned), rest), -1)
 
 
 class Peer(nn.Module):

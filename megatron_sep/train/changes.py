@@ -19,6 +19,7 @@ _NO_MATTER = (
     "train.eval_",
     "train.compile",
     "train.cuda_graphs",
+    "train.deterministic",
     "train.recompute",
     "train.micro_batch_size",
     "train.max_skipped_steps",

@@ -79,12 +79,14 @@ class MegatronEngine(Engine):
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
         self._model.train()
-        self._model.zero_grad_buffer()
-        self._optimizer.zero_grad()
         if self._recorder is None:
+            self._model.zero_grad_buffer()
+            self._optimizer.zero_grad()
             return self._schedule(microbatches, count, forward_only=False)
-        learn = partial(self._learn, count=count)
-        losses = [self._recorder.run("training", learn, batch, count) for batch in microbatches]
+        losses: list[Tensor] = []
+        for batch in microbatches:
+            learn = partial(self._learn, count=count, first=not losses)
+            losses.append(self._recorder.run("training", learn, batch, count, not losses))
         finalize_model_grads([self._model])
         return self._mean(losses)
 
@@ -102,10 +104,19 @@ class MegatronEngine(Engine):
         loss: Tensor = mean(losses)[0]
         return loss
 
-    def _learn(self, batch: Microbatch, count: int) -> Tensor:
-        """What megatron-core's schedule does for one of ``count`` micro-batches on a single stage."""
+    def _learn(self, batch: Microbatch, count: int, first: bool) -> Tensor:
+        """What megatron-core's schedule does for one of ``count`` micro-batches on a single stage.
+
+        The gradients reach their fp32 sums all at once, after the backward pass; the first ones replace what is there.
+        """
         loss = self._loss(batch)
-        self._optimizer.scale_loss(loss / count).backward()
+        weights = [weight for weight in self._module.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(self._optimizer.scale_loss(loss / count), weights, materialize_grads=True)
+        sums = [weight.main_grad for weight in weights]
+        if first:
+            torch._foreach_copy_(sums, gradients)
+        else:
+            torch._foreach_add_(sums, gradients)
         return loss.detach()
 
     def loss_scale(self) -> float:
@@ -126,7 +137,7 @@ class MegatronEngine(Engine):
         elif math.isfinite(float(norm)):
             if self._config.clip_grad:
                 clip_grads_with_norm_(self._optimizer.get_parameters(), self._config.clip_grad, norm)
-            self._optimizer.step_with_ready_grads()
+            self._apply()
         return StepResult(norm)
 
     def _step_on_device(self, norm: Tensor) -> None:
@@ -135,7 +146,19 @@ class MegatronEngine(Engine):
         adamw.found_inf = norm.isfinite().logical_not().float()
         clip = self._config.clip_grad
         adamw.grad_scale = ((norm + _CLIP_EPS) / clip).clamp(min=1.0) if clip else None
-        self._optimizer.step_with_ready_grads()
+        self._apply()
+
+    def _apply(self) -> None:
+        """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
+        core = self._optimizer
+        core.optimizer.step()
+        weights, masters = (
+            [shard for group in groups for shard in group]
+            for groups in (core.shard_float16_groups, core.shard_fp32_from_float16_groups)
+        )
+        if weights:
+            torch._foreach_copy_(weights, masters)
+        self._model.start_param_sync()
 
     def _grad_norm(self) -> Tensor:
         """Of all gradients of the job, fp32, on the device.

@@ -11,8 +11,8 @@ from megatron_sep.train.microbatch import Microbatch
 
 _EAGER = 2
 """Passes before a recording: compilation, tuning of kernels and first allocations cannot be recorded."""
-_KEPT = 4
-"""Recordings: of training and validation, and of what they were before a window shrank."""
+_KEPT = 6
+"""Recordings: of training, its first micro-batch and the others, and of validation; and before a window shrank."""
 
 Pass = Callable[[Microbatch], Tensor]
 
@@ -44,6 +44,7 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._passes: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
+        self._said: set[str] = set()
 
     def run(self, name: str, compute: Pass, batch: Microbatch, *values: Hashable) -> Tensor:
         """``compute(batch)``, a scalar; ``name`` and ``values`` tell apart what differs beside the micro-batch."""
@@ -65,4 +66,6 @@ class Recorder:
         with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):  # others read ahead
             out = compute(static)
         self._recordings[kind] = _Recording(graph, static, out)
-        self._say(f"{name}: recorded as a CUDA graph, from here on replayed")
+        if name not in self._said:
+            self._said.add(name)
+            self._say(f"{name}: recorded as a CUDA graph, from here on replayed")

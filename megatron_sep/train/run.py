@@ -16,6 +16,7 @@ from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.changes import check_changes
@@ -99,6 +100,7 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
+    set_determinism(config.train.deterministic)
     config = _with_schedule(config, newest, topology)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
     changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)

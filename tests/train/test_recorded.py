@@ -67,6 +67,26 @@ def test_a_recorded_run_resumes_exactly(tiny: Callable[..., RunConfig], tmp_path
         assert torch.equal(resumed[name], weight), name
 
 
+@pytest.mark.gpu
+def test_two_deterministic_runs_are_equal(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Full and Sep-Attention, bf16, replayed: every number and every weight has the same bits."""
+    runs = [
+        trained(
+            tiny(
+                dir=str(tmp_path / name),
+                model={"num_layers": 4, "sequence_length": 512},
+                attention={"full_layers": [0, -1]},
+                train={"steps": 12, "precision": "bf16", "deterministic": True},
+            )
+        )
+        for name in ("one", "other")
+    ]
+    torch.use_deterministic_algorithms(False)
+    assert runs[0][0] == runs[1][0]
+    for name, weight in runs[0][1].items():
+        assert torch.equal(runs[1][1][name], weight), name
+
+
 @pytest.mark.parametrize(
     ("section", "reason"),
     [

@@ -1,5 +1,7 @@
 """The engines that a run can be trained by; a new one is a class of ``train.engine.Engine`` and a row."""
 
+MUON = "megatron_sep.train.muon_engine:MuonEngine"
+"""What the engine megatron is where `optimizer.kind` is muon."""
 ENGINES = {
     "megatron": "megatron_sep.train.megatron_engine:MegatronEngine",
     "deepspeed": "megatron_sep.train.deepspeed_engine:DeepSpeedEngine",

@@ -288,8 +288,13 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its schedule; the defaults are Pythia-160m's."""
+    """AdamW, or Muon beside it, and the schedule; the defaults are Pythia-160m's."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the layers by Muon, at the rate and decay of AdamW (arXiv 2502.16982), the rest by AdamW.
+    Its state is whole on every data-parallel rank: 8 bytes a weight of a matrix, where AdamW's 12 are shared."""
+    momentum: Decay = 0.95
+    """Of Muon."""
     lr: Annotated[float, Field(gt=0)] = 6e-4
     min_lr: Annotated[float, Field(ge=0)] = 6e-5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -468,6 +473,15 @@ class RunConfig(Section):
             (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
+            ),
+            (
+                self.optimizer.kind == "muon" and self.parallel.engine != "megatron",
+                f"optimizer.kind=muon turns whole matrices, which parallel.engine={self.parallel.engine} cuts into "
+                "pieces: set parallel.engine=megatron, or optimizer.kind=adamw",
+            ),
+            (
+                self.optimizer.kind == "muon" and self.train.precision == "fp16",
+                "optimizer.kind=muon trains in bf16 or fp32: set train.precision, or optimizer.kind=adamw",
             ),
             (
                 self.parallel.engine == "deepspeed" and self.train.precision == "fp16",

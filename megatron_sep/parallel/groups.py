@@ -104,4 +104,5 @@ def topology() -> Topology:
         context=Axis(groups.get_context_parallel_rank(), groups.get_context_parallel_world_size()),
         device=current_device(),
         data_group=groups.get_data_parallel_group(),
+        tensor_group=groups.get_tensor_model_parallel_group(),
     )

@@ -34,6 +34,8 @@ class Topology:
     device: torch.device
     data_group: dist.ProcessGroup | None = None
     """The processes that differ in ``data`` alone; None: all of them."""
+    tensor_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``tensor`` alone; None: all of them."""
 
     @property
     def first(self) -> bool:

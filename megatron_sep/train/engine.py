@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from megatron_sep.config.engines import ENGINES
+from megatron_sep.config.engines import ENGINES, MUON
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.train.microbatch import Microbatch
 
@@ -88,11 +88,11 @@ class Engine(ABC):
         """Take over what ``begin_save`` wrote, in this or another layout. Raises CheckpointError."""
 
 
-def engine_class(name: str) -> Any:
+def engine_class(name: str, optimizer: str = "adamw") -> Any:
     """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is.
 
     Raises MissingLibraryError, naming the extra that brings the engine's library.
     """
-    module, kind = ENGINES[name].split(":")
+    module, kind = (MUON if optimizer == "muon" else ENGINES[name]).split(":")
     with needs_extra("deepspeed", "deepspeed"):
         return getattr(importlib.import_module(module), kind)

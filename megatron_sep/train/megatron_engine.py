@@ -42,6 +42,8 @@ class MegatronEngine(Engine):
 
     name = "megatron"
     reads = ("deepspeed",)
+    splits_optimizer = True
+    """Do the data-parallel ranks share the optimizer's state (ZeRO-1)?"""
 
     def __init__(
         self,
@@ -66,15 +68,18 @@ class MegatronEngine(Engine):
         self._weights = model
         self._module = model if precision == "fp32" else Float16Module(core, model)
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+            use_distributed_optimizer=self.splits_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
         self._model = DistributedDataParallel(core, ddp, self._module)
         self._adamw: AdamW = model.operations.adamw
-        self._optimizer = _optimizer(self._model, self._adamw, optimizer, precision, loss_scale)
+        self._optimizer = self._make_optimizer(precision, loss_scale)
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
         self._recorder = _recorder(cuda_graphs, core, topology)
+
+    def _make_optimizer(self, precision: str, loss_scale: LossScaleConfig) -> MegatronOptimizer:
+        return _optimizer(self._model, self._adamw, self._config, precision, loss_scale)
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
@@ -183,15 +188,13 @@ class MegatronEngine(Engine):
 
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        weights = _tensors_alone(self._module.sharded_state_dict())
+        weights = tensors_alone(self._module.sharded_state_dict())
         with adam_of(self._adamw.library, self._adamw.kind):
             optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
-        missing, unexpected = self._weights.load_state_dict(state["model"], strict=False)
-        assert not unexpected
-        assert all(name.endswith(_EXTRA_STATE) for name in missing)
+        self._load_weights(state["model"])
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
         with adam_of(self._adamw.library, self._adamw.kind):
@@ -207,6 +210,11 @@ class MegatronEngine(Engine):
         self._optimizer.load_parameter_state_from_fully_reshardable(moments)
         for parameter, step in steps.items():
             per_parameter[parameter]["step"] = step
+
+    def _load_weights(self, weights: Tree) -> None:
+        missing, unexpected = self._weights.load_state_dict(weights, strict=False)
+        assert not unexpected
+        assert all(name.endswith(_EXTRA_STATE) for name in missing)
 
     def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
         losses = self._run(
@@ -254,7 +262,7 @@ def why_not_recorded(core: TransformerConfig, topology: Topology) -> str | None:
     return None
 
 
-def _tensors_alone(state: Tree) -> Tree:
+def tensors_alone(state: Tree) -> Tree:
     """Without Transformer Engine's extra states, which are empty here and which torch would unpickle to read."""
     return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
 

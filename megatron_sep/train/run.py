@@ -160,7 +160,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
     )
     if source is not None:
         load_weights(model, source, config.model.model_copy(update={"vocab_size": resolved.vocab_size}), topology)
-    engine: Engine = engine_class(config.parallel.engine)(
+    engine: Engine = engine_class(config.parallel.engine, config.optimizer.kind)(
         model,
         topology,
         config.optimizer,
@@ -202,6 +202,12 @@ def _check_resumed(newest: Path | None, config: RunConfig, vocab_size: int, allo
         return []
     found = describe(newest)
     check_fits(newest, found, config.model, vocab_size)
+    then, kind = found.config.optimizer.kind, config.optimizer.kind
+    if then != kind:
+        raise CheckpointError(
+            f"{newest}: has the state of optimizer.kind={then}, which {kind} has no use for; set it as it was, or "
+            "start a new dir from these weights with checkpoint.init_from"
+        )
     engine = config.parallel.engine
     if found.engine not in (engine, *engine_class(engine).reads):
         raise CheckpointError(

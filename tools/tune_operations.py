@@ -8,6 +8,7 @@ Needs a GPU. Times are medians in ms of CUDA graph replays.
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -74,16 +75,14 @@ def norm_kernels(shape: Shape) -> Iterator[Kernel]:
     for name, second in (("norm", None), ("two norms", weight)):
         yield (
             f"{name} fwd",
-            lambda second=second: norm.norms_forward(x, weight, bias, second, None if second is None else bias, 1e-5),
+            partial(norm.norms_forward, x, weight, bias, second, None if second is None else bias, 1e-5),
             entry(norm.FORWARD, padded),
             one,
         )
         extra = (None, None) if second is None else (other, dstream)
         yield (
             f"{name} bwd",
-            lambda second=second, extra=extra: norm.norms_backward(
-                dy, *extra, x, mean, rstd, weight, second, second is not None
-            ),
+            partial(norm.norms_backward, dy, *extra, x, mean, rstd, weight, second, second is not None),
             entry(norm.BACKWARD, padded),
             loops,
         )

@@ -11,7 +11,7 @@ _CPU_PROGRAMS = 3
 
 
 @triton.jit(do_not_specialize=["parts"])
-def _column_sums_kernel(PARTS, OUT, parts, columns, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+def _column_sums(PARTS, OUT, parts, columns, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     """OUT[v, c] = the sum over p of PARTS[v, p, c]."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     p = tl.arange(0, BLOCK)
@@ -27,7 +27,7 @@ def column_sums(parts_VPC: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over P of each of V fp32 matrices: [V, C] of ``dtype``."""
     vectors, parts, columns = parts_VPC.shape
     out = parts_VPC.new_empty((vectors, columns), dtype=dtype)
-    _column_sums_kernel[(triton.cdiv(columns, _COLUMNS), vectors)](
+    _column_sums[(triton.cdiv(columns, _COLUMNS), vectors)](
         parts_VPC, out, parts, columns, BLOCK=_PARTS, COLUMNS=_COLUMNS, num_warps=4
     )
     return out

@@ -16,7 +16,7 @@ BACKWARD = Launch(rows=1, columns=4096, warps=8)
 
 
 @triton.jit
-def _forward_kernel(LOGITS, LABELS, LSE, TARGET, first, V, BLOCK: tl.constexpr):
+def _forward_cross_entropy(LOGITS, LABELS, LSE, TARGET, first, V, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     largest = float("-inf")
@@ -34,7 +34,7 @@ def _forward_kernel(LOGITS, LABELS, LSE, TARGET, first, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward_kernel(LOGITS, LABELS, LSE, DLSE, DTARGET, DLOGITS, first, V, BLOCK: tl.constexpr):
+def _backward_cross_entropy(LOGITS, LABELS, LSE, DLSE, DTARGET, DLOGITS, first, V, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(LOGITS + row * V + c, mask=c < V, other=float("-inf")).to(tl.float32)
@@ -64,7 +64,7 @@ def logits_summary(logits_TBV: Tensor, labels_TB: Tensor, first: int) -> tuple[T
     """
     logits, labels = logits_TBV.contiguous(), labels_TB.contiguous()
     lse, target = (torch.empty(labels.shape, dtype=torch.float32, device=labels.device) for _ in range(2))
-    _forward_kernel[(labels.numel(),)](
+    _forward_cross_entropy[(labels.numel(),)](
         logits, labels, lse, target, first, logits.shape[2], BLOCK=FORWARD.columns, num_warps=FORWARD.warps
     )
     return lse, target
@@ -78,7 +78,7 @@ def logits_gradient(
     logits = logits_TBV.contiguous()
     labels, lse, dlse, dtarget = (x.contiguous() for x in (labels_TB, lse_TB, dlse_TB, dtarget_TB))
     dlogits = torch.empty_like(logits)
-    _backward_kernel[(labels.numel(), triton.cdiv(logits.shape[2], BACKWARD.columns))](
+    _backward_cross_entropy[(labels.numel(), triton.cdiv(logits.shape[2], BACKWARD.columns))](
         logits, labels, lse, dlse, dtarget, dlogits, first, logits.shape[2],
         BLOCK=BACKWARD.columns, num_warps=BACKWARD.warps,
     )  # fmt: skip

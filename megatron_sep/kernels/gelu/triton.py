@@ -31,7 +31,7 @@ def _density_and_distribution(x, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _forward_gelu(
     X, BIAS, OUT, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -45,7 +45,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_gelu(
     DOUT, X, BIAS, DX, PARTS, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
     """dX, and this program's share of the bias's gradient."""
@@ -78,7 +78,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty_like(x)
     rows, columns = x.numel() // x.shape[-1], x.shape[-1]
     blocks = triton.cdiv(rows, FORWARD.rows), triton.cdiv(columns, FORWARD.columns)
-    _forward_kernel[blocks](x, bias, out, rows, columns, **_constants(x, FORWARD))
+    _forward_gelu[blocks](x, bias, out, rows, columns, **_constants(x, FORWARD))
     return out
 
 
@@ -91,7 +91,7 @@ def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
     across = triton.cdiv(columns, BACKWARD.columns)
     programs = num_programs(x.device, BACKWARD.programs, triton.cdiv(rows, BACKWARD.rows), across)
     parts = x.new_empty((1, programs, columns), dtype=torch.float32)
-    _backward_kernel[(programs, across)](dout, x, bias, dx, parts, rows, columns, **_constants(x, BACKWARD))
+    _backward_gelu[(programs, across)](dout, x, bias, dx, parts, rows, columns, **_constants(x, BACKWARD))
     return dx, column_sums(parts, bias.dtype)[0]
 
 

@@ -43,7 +43,7 @@ def _row_statistics(x, inside, eps, C: tl.constexpr, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _forward_norms(
     X, W1, B1, W2, B2, Y1, Y2, MEAN, RSTD, rows, eps,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CENTRED: tl.constexpr, TWO: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_norms(
     DY1, DY2, DSTREAM, X, MEAN, RSTD, W1, W2, DX, PARTS, rows,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
     CENTRED: tl.constexpr, TWO: tl.constexpr, STREAM: tl.constexpr, BIASES: tl.constexpr,
@@ -201,7 +201,7 @@ def norms_forward(
     rows, size = x.numel() // x.shape[-1], x.shape[-1]
     padded = triton.next_power_of_2(size)
     launch = _forward_launch(padded)
-    _forward_kernel[(triton.cdiv(rows, launch.rows),)](
+    _forward_norms[(triton.cdiv(rows, launch.rows),)](
         x, w1, w1 if b1 is None else b1, w1 if w2 is None else w2, w1 if b2 is None else b2, y1, y2, mean, rstd,
         rows, eps, C=size, P=padded, ROWS=launch.rows, CENTRED=b1 is not None, TWO=w2 is not None,
         num_warps=launch.warps,
@@ -223,7 +223,7 @@ def norms_backward(
     programs = num_programs(x.device, launch.programs, triton.cdiv(rows, launch.rows))
     dx = torch.empty_like(x)
     parts = x.new_empty((_num_sums(centred, w2, biases), programs, size), dtype=torch.float32)
-    _backward_kernel[(programs,)](
+    _backward_norms[(programs,)](
         dy1, dy1 if dy2 is None else dy2, dy1 if dstream is None else dstream, x, mean, rstd,
         w1, w1 if w2 is None else w2, dx, parts, rows,
         C=size, P=padded, ROWS=launch.rows, CENTRED=centred, TWO=w2 is not None, STREAM=dstream is not None,

@@ -42,7 +42,7 @@ def _turn(COS, SIN, s, b, t_s, t_b, there, HALF: tl.constexpr, PH: tl.constexpr)
 
 
 @triton.jit
-def _forward_kernel(
+def _forward_rotary(
     X, BIAS, COS, SIN, Q, K, V, tokens, B, t_s, t_b, q_h, k_h, v_h, q_s, k_s, v_s, q_b, k_b, v_b,
     D: tl.constexpr, HALF: tl.constexpr, PH: tl.constexpr, PR: tl.constexpr, GROUP: tl.constexpr,
     BIASED: tl.constexpr, T: tl.constexpr,
@@ -76,7 +76,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_rotary(
     DQ, DK, DV, COS, SIN, DX, PARTS, tokens, B, t_s, t_b, q_h, k_h, v_h, q_s, k_s, v_s, q_b, k_b, v_b,
     D: tl.constexpr, HALF: tl.constexpr, PH: tl.constexpr, PR: tl.constexpr, GROUP: tl.constexpr,
     BIASED: tl.constexpr, T: tl.constexpr,
@@ -140,7 +140,7 @@ def split_rotated_forward(
     heads = _outputs(qkv, groups, size)
     tables, constants, launch = _arguments(qkv, cos, sin, groups, size, FORWARD)
     tokens = qkv.shape[0] * qkv.shape[1]
-    _forward_kernel[(qkv.shape[2] // size, triton.cdiv(tokens, launch.rows))](
+    _forward_rotary[(qkv.shape[2] // size, triton.cdiv(tokens, launch.rows))](
         qkv, qkv if bias is None else bias, *tables[:2], *heads, tokens, qkv.shape[1], *tables[2:], *_strides(heads),
         **constants, BIASED=bias is not None, T=launch.rows, num_warps=launch.warps,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def split_rotated_backward(
     blocks = triton.cdiv(tokens, launch.rows)
     programs = num_programs(dqkv.device, launch.programs, blocks, slots)
     parts = dqkv.new_empty((1, programs, dbias.shape[0]), dtype=torch.float32)
-    _backward_kernel[(slots, programs)](
+    _backward_rotary[(slots, programs)](
         *heads, *tables[:2], dqkv, parts, tokens, dqkv.shape[1], *tables[2:], *_strides(heads),
         **constants, BIASED=biased, T=launch.rows, num_warps=launch.warps,
     )  # fmt: skip

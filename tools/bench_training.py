@@ -78,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks; the median counts")
     parser.add_argument("--steps", type=int, default=8, help="steps of a block")
     parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "on", "off"])
+    parser.add_argument("--rows", nargs="+", default=[], metavar="OPERATION=ROW", help="instead of those of auto")
     parser.add_argument("--profile", action="store_true", help="print where the GPU's time goes")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -115,7 +116,15 @@ def our_step(ids_BT1: torch.Tensor, pattern: AttentionPattern, options: argparse
     from megatron_sep.train.microbatch import Microbatch
 
     config = model_config(ids_BT1, options)
-    model = build_model(config, topology, vocab_size=VOCAB, precision="bf16", seed=1, compiled=True)
+    model = build_model(
+        config,
+        topology,
+        vocab_size=VOCAB,
+        precision="bf16",
+        seed=1,
+        compiled=True,
+        other_backends=dict(choice.split("=") for choice in options.rows),
+    )
     engine = MegatronEngine(
         model,
         topology,

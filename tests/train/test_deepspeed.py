@@ -92,6 +92,20 @@ def test_it_learns_what_the_other_engine_learns(zero: Callable[..., RunConfig], 
         assert float((one[key] - two[key]).norm() / one[key].norm()) < 10 * tolerance, key
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_it_learns_the_same_on_a_gpu(zero: Callable[..., RunConfig], tmp_path: Path, stage: int) -> None:
+    """With the fused kernels, in bf16: losses of 4 steps within 1e-3 of the other engine's."""
+    settings = {"model": {"hidden_size": 128, "num_attention_heads": 2}, "train": {"precision": "bf16"}}
+    expected = train(zero(0, dir=str(tmp_path / "megatron"), **settings))
+    found = train(zero(stage, dir=str(tmp_path / "zero"), **settings))
+    assert len(found) == len(expected)
+    for a, b in zip(expected, found, strict=True):
+        assert b.get("train/loss", b.get("valid/loss")) == pytest.approx(
+            a.get("train/loss", a.get("valid/loss")), rel=1e-3
+        )
+
+
 @pytest.mark.parametrize("name", RESUMES)
 def test_stopping_and_starting_changes_nothing(zero: Callable[..., RunConfig], tmp_path: Path, name: str) -> None:
     """4 steps at once equal 2, a new start and 2 more: every number and every tensor, bit for bit."""

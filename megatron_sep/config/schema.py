@@ -358,6 +358,8 @@ class ParallelConfig(Section):
 
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+    context: PositiveInt = 1
+    """Ranks that share each sequence: every one holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
     timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10

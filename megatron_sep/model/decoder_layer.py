@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
@@ -13,11 +14,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.kernels.norm import MakeNorm
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
 
+Plan: TypeAlias = MaskPlan | ContextPlan
 _COMPILATIONS = 64
 """The most of one layer: each window of an annealing has its own, in training and in validation."""
 
@@ -61,7 +64,7 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[Plan], rotary_pos_emb: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
@@ -72,12 +75,12 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
             ), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+    def _parallel_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
         attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
         transformed = self.mlp(self.pre_mlp_layernorm(x))
         return self._add(transformed, self._add(attended, x))
 
-    def _sequential_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
+    def _sequential_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
         attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
         x = self._add(attended, x)
         return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
@@ -117,6 +120,7 @@ def decoder_block(
     parallel_residual: bool,
     recompute: bool,
     compiled: bool,
+    context_group: dist.ProcessGroup | None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
@@ -126,7 +130,7 @@ def decoder_block(
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
-        module=SepCoreAttention, params={"operations": operations}
+        module=SepCoreAttention, params={"operations": operations, "context_group": context_group}
     )
     parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}

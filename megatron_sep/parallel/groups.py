@@ -70,16 +70,18 @@ def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
     from megatron.core import parallel_state
 
     world = dist.get_world_size()
-    model_parallel = config.tensor * config.pipeline
+    model_parallel = config.tensor * config.context * config.pipeline
     if world % model_parallel:
         raise ParallelError(
-            f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} does not divide the {world} "
-            f"process(es) of this job; start a multiple of {model_parallel} or lower parallel.tensor or pipeline"
+            f"parallel.tensor={config.tensor} x parallel.context={config.context} x parallel.pipeline="
+            f"{config.pipeline} does not divide the {world} process(es) of this job; start a multiple of "
+            f"{model_parallel} or lower one of them"
         )
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        context_parallel_size=config.context,
         distributed_timeout_minutes=config.timeout_minutes,
     )
     found = topology()
@@ -99,4 +101,6 @@ def topology() -> Topology:
         context=Axis(groups.get_context_parallel_rank(), groups.get_context_parallel_world_size()),
         device=current_device(),
         data_group=groups.get_data_parallel_group(),
+        context_group=groups.get_context_parallel_group(),
+        token_group=groups.get_data_parallel_group(with_context_parallel=True),
     )

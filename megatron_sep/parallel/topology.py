@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_sep.parallel.share import Share
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -34,6 +36,10 @@ class Topology:
     device: torch.device
     data_group: dist.ProcessGroup | None = None
     """The processes that differ in ``data`` alone; None: all of them."""
+    context_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``context`` alone; None: all of them."""
+    token_group: dist.ProcessGroup | None = None
+    """The processes that hold other tokens: they differ in ``data`` and ``context`` alone; None: all of them."""
 
     @property
     def first(self) -> bool:
@@ -60,9 +66,13 @@ class Topology:
         if self.first:
             print(message, flush=True)
 
-    def sum_over_data(self, counts: Tensor) -> Tensor:
-        """Of a tensor that each data-parallel rank has its own of; in place."""
-        dist.all_reduce(counts, group=self.data_group)
+    def share(self, length: int) -> Share | None:
+        """The tokens that this process holds of a sequence of ``length``; None: all of them."""
+        return Share(self.context.rank, self.context.size, length) if self.context.size > 1 else None
+
+    def sum_over_tokens(self, counts: Tensor) -> Tensor:
+        """Of a tensor that each process with other tokens has its own of; in place."""
+        dist.all_reduce(counts, group=self.token_group)
         return counts
 
     def mean_over_last_stages(self, value: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,7 +166,7 @@ class MegatronEngine(Engine):
 
     def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
         losses = self._run(
-            forward_step_func=_forward,
+            forward_step_func=partial(_forward, self._topology.context.size),
             data_iterator=iter(microbatches),
             model=[self._model],
             num_microbatches=count,
@@ -184,16 +184,23 @@ def _tensors_alone(state: Tree) -> Tree:
     return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
 
 
-def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def _forward(
+    context_ranks: int, microbatches: Iterator[Microbatch], model: torch.nn.Module
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(microbatches)
     return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), partial(
-        _mean_loss, batch.weight_BT
+        _mean_loss, context_ranks, batch.weight_BT
     )
 
 
-def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _mean_loss(context_ranks: int, weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of this process's tokens: twice, since the schedule changes the first in place.
+
+    It divides it by the micro-batches, and multiplies it by the context-parallel ranks, over which DDP then takes the
+    mean of the gradients as over data-parallel ones; that factor is taken out here.
+    """
     loss = (loss_BT.float() if weight_BT is None else loss_BT.float() * weight_BT).mean()
-    return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
+    return loss / context_ranks, {"loss": loss.detach().clone()}
 
 
 def _optimizer(

@@ -22,6 +22,8 @@ LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
     "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline=2"],
+    "context": ["parallel.context=2"],
+    "context-recompute": ["parallel.context=2", "train.recompute=true"],
     "pipeline-recompute": ["parallel.pipeline=2", "train.recompute=true"],
 }
 SOURCES = ("one", "export")
@@ -134,5 +136,8 @@ def test_a_layout_that_does_not_fit_names_the_way_out(tiny: Callable[..., RunCon
     from megatron_sep.parallel.groups import ParallelError, set_layout
 
     config = tiny(parallel={"tensor": 2})
-    with pytest.raises(ParallelError, match=r"parallel.tensor=2 x parallel.pipeline=1 does not divide the 1 process"):
+    with pytest.raises(
+        ParallelError,
+        match=r"parallel.tensor=2 x parallel.context=1 x parallel.pipeline=1 does not divide the 1 process",
+    ):
         set_layout(config.parallel, 0)

@@ -132,6 +132,8 @@ class MaskPlan:
     """No row has more landmarks than this, known to the host; None: T."""
     span: range | None = None
     """The positions of the queries; None: all."""
+    even: bool = True
+    """Keys that are no landmarks are seen by ``window`` queries at most, and landmarks to the end of their document."""
     index: Any = None
     """What a kernel made of the keys once for all layers; only that kernel reads it."""
 
@@ -165,10 +167,11 @@ class MaskPlan:
         return replace(
             self,
             window=min(self.window, count),
-            landmark_BT=self.landmark_BT[:, :count],
+            landmark_BT=self.landmark_BT[:, :count].contiguous(),
             reach_BT=torch.minimum(self.reach_BT[:, :count], left_T),
-            start_BT=None if self.start_BT is None else self.start_BT[:, :count],
+            start_BT=None if self.start_BT is None else self.start_BT[:, :count].contiguous(),
             max_landmarks=None if self.max_landmarks is None else min(self.max_landmarks, count),
+            index=None,
         )
 
     def seen_by(self, queries: range, keys: range) -> Tensor:

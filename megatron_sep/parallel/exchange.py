@@ -80,8 +80,8 @@ def _in_slots(own_SBND: Tensor, received: Tensor, route: Route) -> Tensor:
 def _summed(gradient: Tensor, returned: Tensor, route: Route) -> Tensor:
     """The gradient of the own tokens: what this rank's queries gave them, and each other rank's."""
     own = torch.cat([gradient[slots.start : slots.stop] for slots in route.own_slots])
-    total = own.float()
+    total = own.to(torch.promote_types(own.dtype, torch.float32))
     pieces = zip(*(torch.split(x, list(route.num_sent)) for x in (route.sent, returned)), strict=True)
     for tokens, piece in pieces:  # one rank asks for a token once, so no two rows of a piece meet
-        total.flatten(0, 1)[tokens] += piece.float()
+        total.flatten(0, 1)[tokens] += piece
     return total.to(own.dtype)

@@ -52,7 +52,7 @@ class Microbatch:
             ids_BT=share.take(ids_BT),
             labels_BT=share.take(labels_BT),
             position_BT=share.take(position_BT),
-            plans=context_plans(rules.plans(ids_BT1[:, :-1]), share, device),
+            plans=indexed_layers(context_plans(rules.plans(ids_BT1[:, :-1]), share, device)),
             weight_BT=None if weight_BT is None else share.take(weight_BT),
         )
 

@@ -11,6 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_sep.attention.context import context_plan
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan, document_numbers
+from megatron_sep.config.traffic import all_gather_bytes, landmark_bytes, ulysses_bytes
+from megatron_sep.parallel.exchange import Route, gather_keys
 from megatron_sep.parallel.share import Share
 
 END = 9
@@ -52,7 +54,7 @@ def test_each_query_sees_what_it_sees_in_the_whole_sequence(case: tuple[MaskPlan
             assert torch.equal(part.num_visible(), whole[:, span.start : span.stop].sum(2))
 
 
-def keys_in_slots(route: "Route", share: Share, plan: MaskPlan, ranks: int) -> Tensor:  # noqa: F821
+def keys_in_slots(route: Route, share: Share, plan: MaskPlan, ranks: int) -> Tensor:
     """The position of the key in each slot, int64 [B, slots]; T in an empty one."""
     batch, length = plan.reach_BT.shape
     position_BT = torch.arange(length).expand(batch, length)
@@ -119,3 +121,35 @@ def test_the_ranks_share_a_sequence_and_its_work_evenly() -> None:
         assert max(work) == min(work)
     values = torch.arange(24).view(2, 12)
     assert Share(1, 3, 12).take(values).tolist() == [[2, 3, 8, 9], [14, 15, 20, 21]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_a_rank_receives_the_bytes_of_the_formula(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every eighth token a separator: what the exchange of each rank fetches, forward and back, byte for byte."""
+    received: list[int] = []
+
+    def counted(out: Tensor, *_: object, **__: object) -> None:
+        received.append(out.nbytes)
+        out.zero_()
+
+    monkeypatch.setattr("torch.distributed.all_to_all_single", counted)
+    rows, length, window, heads, size = 2, 4096, 65, 2, 16
+    ids = (torch.arange(length) % 8 == 0).long().expand(rows, length)
+    plan = AttentionPattern(window, separator_ids=(1,)).plan(ids)
+    for share in shares(length, ranks):
+        shape = (length // ranks, rows, heads, size)
+        k, v = (torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        route = context_plan(plan, share).route
+        gathered = gather_keys(k, v, route, None)
+        torch.cat(gathered).sum().backward()
+        formula = landmark_bytes(rows, length, heads * size, ranks, share=1 / 8, window=window, rank=share.rank)
+        assert received == [formula, sum(route.num_sent) * 4 * heads * size]
+        received.clear()
+
+
+def test_the_formulae_say_what_was_promised() -> None:
+    """131,072 tokens, 8 ranks, 1024 wide, 15 % landmarks, a window of 256: 470, 117 and 71 MB a layer."""
+    sizes = (1, 131_072)
+    assert all_gather_bytes(*sizes, 1024, 8) / 1e6 == pytest.approx(469.8, abs=0.1)
+    assert ulysses_bytes(*sizes, 1024, 1024, 8) / 1e6 == pytest.approx(117.4, abs=0.1)
+    assert landmark_bytes(*sizes, 1024, 8, share=0.15, window=256) / 1e6 == pytest.approx(71.4, abs=0.1)

@@ -36,8 +36,10 @@ def attend_in_ranks(
     places = shares(q_BHTD.shape[2], ranks)
     plans = [context_plan(plan, share) for share in places]
     found: dict[int, Tensor] = {}
+    wide = torch.promote_types(k_BHTD.dtype, torch.float32)  # in which the exchange sums gradients
+    keys, values = k_BHTD.to(wide), v_BHTD.to(wide)
     for share, mine in zip(places, plans, strict=True):
-        k, v = (gathered(x, share, plans) for x in (k_BHTD, v_BHTD))
+        k, v = (gathered(x, share, plans).to(q_BHTD.dtype) for x in (keys, values))
         for span, part in zip(share.spans, mine.parts, strict=True):
             q = q_BHTD[:, :, span.start : span.stop]
             found[span.start] = sep_attention(

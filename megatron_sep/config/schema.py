@@ -13,6 +13,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+Recompute = bool | Literal["selective"]
 
 class Section(BaseModel):
     """Part of a configuration; a value that does not fit is pydantic's ValidationError, told by ``config.load``."""
@@ -334,8 +335,8 @@ class TrainConfig(Section):
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: Seed = 1234
     """Of initial weights and dropout."""
-    recompute: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    recompute: Recompute = False
+    """Recompute each layer in the backward pass instead of keeping its activations; selective: the attention alone."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each layer; auto: on CUDA."""
     eval_every: NonNegativeInt = 1000

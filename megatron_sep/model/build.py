@@ -11,7 +11,7 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from megatron_sep.config.schema import ModelConfig, RotaryScalingConfig
+from megatron_sep.config.schema import ModelConfig, Recompute, RotaryScalingConfig
 from megatron_sep.config.size import ModelError
 from megatron_sep.kernels.call import Call
 from megatron_sep.model.decoder import Decoder
@@ -79,7 +79,7 @@ def build_model(
     sequence_parallel: bool = False,
     backend: str = "auto",
     other_backends: Mapping[str, str] = MappingProxyType({}),
-    recompute: bool = False,
+    recompute: Recompute = False,
     compiled: bool = False,
 ) -> Decoder:
     """This rank's part of the model, initialised, on the GPU where there is one. Raises ModelError, BackendError.

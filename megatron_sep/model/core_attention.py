@@ -13,6 +13,7 @@ from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.kernels.sep_attention import check_fit
 from megatron_sep.model.operations import Operations
+from megatron_sep.model.recompute import recomputed
 from megatron_sep.parallel.exchange import gather_keys
 
 
@@ -24,6 +25,7 @@ class SepCoreAttention(MegatronModule):  # type: ignore[misc]
         config: TransformerConfig,
         operations: Operations,
         context_group: dist.ProcessGroup | None = None,
+        recompute: bool = False,
         attention_dropout: float | None = None,
         **_: Any,
     ) -> None:
@@ -31,23 +33,27 @@ class SepCoreAttention(MegatronModule):  # type: ignore[misc]
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = 1 / math.sqrt(config.kv_channels)
         self.full_attention, self.sep_attention = operations.full_attention, operations.sep_attention
-        self.context_group = context_group
+        self.context_group, self.recompute = context_group, recompute
 
     def forward(
         self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, attention_mask: MaskPlan | ContextPlan, **_: Any
     ) -> Tensor:
         """``attention_mask`` is the layer's plan; returns [S, B, H * D]."""
-        if isinstance(attention_mask, ContextPlan):
-            attended: Tensor = self._attend_with_others(q_SBHD, k_SBHD, v_SBHD, attention_mask)
+        if isinstance(attention_mask, ContextPlan) or (self.recompute and self.training):
+            attended: Tensor = self._attend_apart(q_SBHD, k_SBHD, v_SBHD, attention_mask)
             return attended
         return self._attend(q_SBHD, k_SBHD, v_SBHD, attention_mask)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _attend_with_others(self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, plan: ContextPlan) -> Tensor:
-        """This rank's queries over its own keys and those it needs of the other context-parallel ranks.
+    def _attend_apart(self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, plan: MaskPlan | ContextPlan) -> Tensor:
+        """What a layer is not compiled with: a recomputation of its own, and keys that differ in number each time."""
+        attend = self._attend_with_others if isinstance(plan, ContextPlan) else self._attend
+        if self.recompute and self.training:
+            return recomputed(attend, q_SBHD, k_SBHD, v_SBHD, plan)
+        return attend(q_SBHD, k_SBHD, v_SBHD, plan)  # type: ignore[arg-type]
 
-        Not compiled: how many keys there are differs from one micro-batch to the next.
-        """
+    def _attend_with_others(self, q_SBHD: Tensor, k_SBHD: Tensor, v_SBHD: Tensor, plan: ContextPlan) -> Tensor:
+        """This rank's queries over its own keys and those that it needs of the other context-parallel ranks."""
         k, v = gather_keys(k_SBHD, v_SBHD, plan.route, self.context_group)
         chunks = zip(q_SBHD.chunk(len(plan.parts)), plan.parts, strict=True)
         return torch.cat([self._attend(q, k[: part.num_keys], v[: part.num_keys], part) for q, part in chunks])

@@ -1,8 +1,6 @@
 """The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -12,13 +10,14 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.config.schema import Recompute
 from megatron_sep.kernels.norm import MakeNorm
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
+from megatron_sep.model.recompute import recomputed
 
 Plan: TypeAlias = MaskPlan | ContextPlan
 _COMPILATIONS = 64
@@ -57,7 +56,9 @@ class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
 class DecoderLayer(TransformerLayer):  # type: ignore[misc]
     """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
 
-    def __init__(self, *args: Any, parallel_residual: bool, recompute: bool, compiled: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, parallel_residual: bool, recompute: Recompute, compiled: bool, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.recompute = recompute
         residual = self._parallel_residual if parallel_residual else self._sequential_residual
@@ -69,10 +70,7 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
-            kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
-            return checkpoint(
-                self.residual, hidden_states, plan, rotary_pos_emb, use_reentrant=False, context_fn=kept
-            ), None
+            return recomputed(self.residual, hidden_states, plan, rotary_pos_emb), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
     def _parallel_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
@@ -97,40 +95,25 @@ def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(residual, dynamic=False)
 
 
-def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Contexts for torch's checkpoint: the recomputation draws from megatron-core's random states as they were."""
-    return contextlib.nullcontext(), _restored(states)
-
-
-@contextlib.contextmanager
-def _restored(states: dict[str, Tensor]) -> Iterator[None]:
-    tracker = tensor_parallel.get_cuda_rng_tracker()
-    now = tracker.get_states()
-    tracker.set_states(states)
-    try:
-        yield
-    finally:
-        tracker.set_states(now)
-
-
 def decoder_block(
     *,
     num_layers: int,
     operations: Operations,
     parallel_residual: bool,
-    recompute: bool,
+    recompute: Recompute,
     compiled: bool,
     context_group: dist.ProcessGroup | None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
     spec.module = DecoderLayer
-    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute is True, "compiled": compiled}
     norm = ModuleSpec(module=Norm, params={"make": operations.norm})
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
-        module=SepCoreAttention, params={"operations": operations, "context_group": context_group}
+        module=SepCoreAttention,
+        params={"operations": operations, "context_group": context_group, "recompute": recompute == "selective"},
     )
     parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}

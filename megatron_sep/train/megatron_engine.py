@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Written:
 
 
 class MegatronEngine(Engine):
-    """Trains one Decoder with the optimizer of its operations; every rank of the job holds one."""
+    """Trains a Decoder with the optimizer of its operations; every rank of the job holds one, or one a chunk."""
 
     name = "megatron"
 
@@ -61,33 +62,37 @@ class MegatronEngine(Engine):
         loss_scale: LossScaleConfig,
         sequence_length: int,
         micro_batch_size: int,
+        further_chunks: Sequence[Decoder] = (),
     ) -> None:
+        """``further_chunks``: those after the first, of an interleaved pipeline."""
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
         core = model.config
-        self._weights = model
-        self._module = model if precision == "fp32" else Float16Module(core, model)
+        self._weights = [model, *further_chunks]
+        self._modules = self._weights if precision == "fp32" else [Float16Module(core, c) for c in self._weights]
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
-        self._model = DistributedDataParallel(core, ddp, self._module)
+        self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
         self._adamw: AdamW = model.operations.adamw
-        self._optimizer = _optimizer(self._model, self._adamw, optimizer, precision, loss_scale)
+        self._optimizer = _optimizer(self._models, self._adamw, optimizer, precision, loss_scale)
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
-        self._model.train()
-        self._model.zero_grad_buffer()
+        for model in self._models:
+            model.train()
+            model.zero_grad_buffer()
         self._optimizer.zero_grad()
         return self._schedule(microbatches, count, forward_only=False)
 
     @torch.no_grad()
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
-        self._model.eval()
+        for model in self._models:
+            model.eval()
         return self._schedule(microbatches, count, forward_only=True)
 
     def loss_scale(self) -> float:
@@ -139,15 +144,18 @@ class MegatronEngine(Engine):
 
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        weights = _tensors_alone(self._module.sharded_state_dict())
+        found = [_tensors_alone(module.sharded_state_dict()) for module in self._modules]
+        weights = found[0] if len(found) == 1 else {f"chunk{i}": chunk for i, chunk in enumerate(found)}
         with adam_of(self._adamw.library, self._adamw.kind):
             optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
-        missing, unexpected = self._weights.load_state_dict(state["model"], strict=False)
-        assert not unexpected
-        assert all(name.endswith(_EXTRA_STATE) for name in missing)
+        for i, model in enumerate(self._weights):
+            chunk = state["model"] if len(self._weights) == 1 else state["model"][f"chunk{i}"]
+            missing, unexpected = model.load_state_dict(chunk, strict=False)
+            assert not unexpected
+            assert all(name.endswith(_EXTRA_STATE) for name in missing)
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
         with adam_of(self._adamw.library, self._adamw.kind):
@@ -165,10 +173,11 @@ class MegatronEngine(Engine):
             per_parameter[parameter]["step"] = step
 
     def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
+        copies = tee(microbatches, len(self._models))  # each chunk runs through all of them
         losses = self._run(
             forward_step_func=partial(_forward, self._topology.context.size),
-            data_iterator=iter(microbatches),
-            model=[self._model],
+            data_iterator=list(copies) if len(copies) > 1 else copies[0],
+            model=self._models,
             num_microbatches=count,
             seq_length=self._sequence_length,
             micro_batch_size=self._micro_batch_size,
@@ -204,7 +213,7 @@ def _mean_loss(context_ranks: int, weight_BT: Tensor | None, loss_BT: Tensor) ->
 
 
 def _optimizer(
-    model: DistributedDataParallel,
+    models: list[DistributedDataParallel],
     adamw: AdamW,
     config: OptimizerConfig,
     precision: str,
@@ -223,14 +232,14 @@ def _optimizer(
         use_distributed_optimizer=True,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        params_dtype=next(model.parameters()).dtype,
+        params_dtype=next(models[0].parameters()).dtype,
         initial_loss_scale=scale.initial,
         min_loss_scale=scale.minimum,
         loss_scale_window=scale.growth_interval,
         hysteresis=scale.hysteresis,
     )
     with adam_of(adamw.library, adamw.kind):
-        optimizer = get_megatron_optimizer(core, [model])
+        optimizer = get_megatron_optimizer(core, models)
     (optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
     for group in optimizer.param_groups:
         group.update(adamw.settings)

@@ -25,8 +25,9 @@ class Needs:
 
     @property
     def data_ranks(self) -> int:
-        """Ranks that hold the same part of the model."""
-        return max(1, self.ranks // (self.config.parallel.tensor * self.config.parallel.pipeline))
+        """Ranks that hold the same part of the model, whether they share batches or sequences."""
+        parallel = self.config.parallel
+        return max(1, self.ranks // (parallel.tensor * parallel.pipeline))
 
     @property
     def weights(self) -> int:
@@ -52,7 +53,7 @@ class Needs:
         """Of the micro-batches that are in flight, with the logits of one."""
         train, model, parallel = self.config.train, self.config.model, self.config.parallel
         width = 2 if train.precision == "fp32" else 1
-        tokens = train.micro_batch_size * model.sequence_length
+        tokens = train.micro_batch_size * model.sequence_length / parallel.context
         layer = _SPLIT_OF_LAYER / parallel.tensor + (_LAYER - _SPLIT_OF_LAYER) / (
             parallel.tensor if parallel.sequence_parallel else 1
         )

@@ -136,7 +136,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     parallel = config.parallel
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     ranks = int(os.environ.get("WORLD_SIZE", max(gpus, 1)))
-    ranks = max(ranks, parallel.tensor * parallel.pipeline)
+    ranks = max(ranks, parallel.tensor * parallel.pipeline * parallel.context)
     needs = Needs(config, vocab_size, ranks)
     free, where = _free_memory()
     parts = f"weights, gradients and optimizer {_gb(needs.state_bytes)}, activations {_gb(needs.activation_bytes)}"

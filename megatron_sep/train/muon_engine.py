@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
@@ -13,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from megatron_sep.config.schema import LossScaleConfig
 from megatron_sep.train.engine import StepResult
-from megatron_sep.train.megatron_engine import MegatronEngine, Tree, tensors_alone
+from megatron_sep.train.megatron_engine import MegatronEngine, Tree
 from megatron_sep.train.muon import MuonWithAdamW, matrices
 from megatron_sep.weights.checkpoint_files import OPTIMIZER_STATE
 
@@ -28,8 +29,8 @@ class MuonEngine(MegatronEngine):
 
     def _make_optimizer(self, precision: str, loss_scale: LossScaleConfig) -> MegatronOptimizer:  # noqa: ARG002
         """Muon for the matrices of the layers, AdamW for the rest, on fp32 weights; ``loss_scale`` is of fp16."""
-        named = [(name, weight) for name, weight in self._weights.named_parameters() if weight.requires_grad]
-        turned = dict(matrices(named, self._weights.config))
+        named = [item for model in self._weights for item in model.named_parameters() if item[1].requires_grad]
+        turned = dict(matrices(named, self._weights[0].config))
         tables = [weight for _, weight in named if weight not in turned and weight.dim() > 1]
         vectors = [weight for _, weight in named if weight.dim() == 1]
         groups: list[dict[str, Any]] = [
@@ -64,14 +65,17 @@ class MuonEngine(MegatronEngine):
 
     def _state(self, loading: bool = False) -> Tree:  # noqa: ARG002  # the same frame for both
         """Weights as megatron-core saves them, and under each one's name its fp32 copy and what its optimizer keeps."""
-        weights = tensors_alone(self._module.sharded_state_dict())
-        frames = {id(frame.data): frame for frame in weights.values() if isinstance(frame.data, Tensor)}
+        weights = self._saved_weights()
+        frames = {id(frame.data): frame for frame in nested_values(weights) if isinstance(frame.data, Tensor)}
         found = {
             number: {key: _framed(frames[id(weight)], key, value) for key, value in self._held(weight).items()}
-            for number, weight in enumerate(self._weights.parameters())
+            for number, weight in enumerate(self._all_weights())
         }
         groups = {"param_groups": [{"step": self._steps}]}
         return {"model": weights, "optimizer": {"optimizer": groups, "param_state": found}}
+
+    def _all_weights(self) -> list[nn.Parameter]:
+        return [weight for model in self._weights for weight in model.parameters()]
 
     def _held(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """The fp32 weight and the optimizer's state of it."""
@@ -89,7 +93,7 @@ class MuonEngine(MegatronEngine):
     @torch.no_grad()
     def _take_over(self, state: Tree) -> None:
         self._load_weights(state["model"])
-        for number, weight in enumerate(self._weights.parameters()):
+        for number, weight in enumerate(self._all_weights()):
             for key, value in self._held(weight).items():
                 value.copy_(state["optimizer"]["param_state"][number][key])
         (group,) = state["optimizer"]["optimizer"]["param_groups"]

@@ -28,6 +28,8 @@ LAYOUTS = {
     "tensor2": (2, "parallel.tensor=2"),
     "sequence2": (2, "parallel.tensor=2 parallel.sequence_parallel=true"),
     "pipeline2": (2, "parallel.pipeline=2"),
+    "interleaved2": (2, "parallel.pipeline=2 parallel.virtual_pipeline=2"),
+    "context2": (2, "parallel.context=2"),
     "tensor2-data2": (4, "parallel.tensor=2"),
     "tensor2-pipeline2": (4, "parallel.tensor=2 parallel.pipeline=2"),
     **{
@@ -49,6 +51,7 @@ FULL = (
     *("data2>zero1-of-2", "zero1-of-2>tensor2", "zero2-of-2>data2", "pipeline2>zero3-of-2", "sequence2>zero2-of-2"),
     *("zero3-of-2>zero1-of-2", "pipeline2>tensor2", "one>zero3-of-4", "zero3-of-4>zero3-of-2"),
     *("tensor2-data2>zero2-of-2", "zero3-of-2>tensor2-pipeline2", "tensor2-pipeline2>zero1-of-4", "zero2-of-4>one"),
+    *("interleaved2>zero2-of-2", "zero1-of-2>interleaved2", "context2>zero3-of-2", "interleaved2>context2"),
     *("muon-one>muon-data2", "muon-data2>muon-pipeline2", "muon-pipeline2>muon-tensor2"),
 )
 HERE = importlib.util.find_spec("deepspeed") is not None
@@ -65,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
     """A directory with every source, every pair, and "straight", one process that never stopped; made once."""
     if not (folder / "run.yaml").exists():
-        model = {"activation": "swiglu", "num_key_value_heads": 2}
+        model = {"activation": "swiglu", "num_key_value_heads": 2, "num_layers": 4}
         train = {"eval_every": 0, "compile": "off"}
         schedule = {"decay_steps": STEPS + MORE}
         config = tiny(model=model, train=train, optimizer=schedule, checkpoint={"every": 99})

@@ -170,7 +170,7 @@ def _in_parts(sizes: list[int]) -> Callable[[Any, Tensor, Tensor, float], bool]:
     def check(model: Any, ids: Tensor, masked: Tensor, tolerance: float) -> bool:
         with attached(model) as attachment:
             cache = attachment.new_cache()
-            parts = [model(part, past_key_values=cache).logits for part in ids.split(sizes, dim=1)]
+            parts = [model(part, past_key_values=cache).logits for part in torch.split(ids, sizes, dim=1)]
         return _apart(torch.cat(parts, 1), masked) < tolerance
 
     return check

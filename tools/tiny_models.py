@@ -146,7 +146,7 @@ def tiny_config(architecture: str) -> Any:
     """A configuration of few weights. Raises what the configuration raises."""
     kind: Any = CONFIG_MAPPING[architecture]
     default, inside = kind(), INSIDE.get(architecture, {})
-    parts = {name: getattr(default, name, None) for name in getattr(kind, "sub_configs", ())}
+    parts: dict[str, Any] = {name: getattr(default, name, None) for name in getattr(kind, "sub_configs", ())}
     sizes = {name: _sizes_of(part) | inside.get(name, {}) for name, part in parts.items() if part is not None}
     made = {name: type(parts[name])(**given) for name, given in sizes.items()}
     return kind(**made, **_sizes_of(default) | SETTINGS.get(architecture, {}))

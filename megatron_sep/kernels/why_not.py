@@ -28,8 +28,8 @@ def fused_attention(call: Call) -> str | None:
         return f"the fused kernel takes head sizes to 256, not {call.head_size}"
     if not call.positive_scale:
         return "the fused kernel takes a positive scale alone"
-    if not call.whole:
-        return "the fused kernel takes plans whose queries are all of their keys, this one has a span of them"
+    if not call.even:
+        return "the fused kernel takes plans with one window for all keys that are no landmarks, this one has others"
     return _dropout(call) or _wrong_type(call) or _no_triton(call)
 
 

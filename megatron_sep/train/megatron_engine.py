@@ -82,7 +82,11 @@ class MegatronEngine(Engine):
         self._recorder = _recorder(cuda_graphs, core, topology)
 
     def _make_optimizer(self, precision: str, loss_scale: LossScaleConfig) -> MegatronOptimizer:
-        return _optimizer(self._models, self._adamw, self._config, precision, loss_scale)
+        optimizer = _optimizer(self._models, self._adamw, self._config, precision, loss_scale)
+        self._rounded = _rounded(optimizer)
+        if self._adamw.rounds:
+            optimizer.optimizer.rounded = self._rounded
+        return optimizer
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
@@ -162,14 +166,9 @@ class MegatronEngine(Engine):
 
     def _apply(self) -> None:
         """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
-        core = self._optimizer
-        core.optimizer.step()
-        weights, masters = (
-            [shard for group in groups for shard in group]
-            for groups in (core.shard_float16_groups, core.shard_fp32_from_float16_groups)
-        )
-        if weights:
-            torch._foreach_copy_(weights, masters)
+        self._optimizer.optimizer.step()
+        if self._rounded and not self._adamw.rounds:
+            torch._foreach_copy_(list(self._rounded.values()), list(self._rounded))
         for model in self._models:
             model.start_param_sync()
 
@@ -248,6 +247,15 @@ class MegatronEngine(Engine):
         """Over all ranks, of the losses that a rank of the last pipeline stage has."""
         mean: Tensor = torch.stack(list(found)).mean() if found else torch.zeros((), device=self._topology.device)
         return self._topology.mean_over_last_stages(mean)
+
+
+def _rounded(optimizer: MegatronOptimizer) -> dict[Tensor, Tensor]:
+    """Of each fp32 master of this rank the 16-bit weight that computes; none in fp32."""
+    masters, weights = (
+        [shard for group in groups for shard in group]
+        for groups in (optimizer.shard_fp32_from_float16_groups, optimizer.shard_float16_groups)
+    )
+    return dict(zip(masters, weights, strict=True))
 
 
 def _recorder(wanted: str, core: TransformerConfig, topology: Topology) -> Recorder | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES
-from megatron_sep.config.layout import split_mistakes
+from megatron_sep.config.layout import engine_mistakes, split_mistakes
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -476,30 +476,9 @@ class RunConfig(Section):
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
             ),
-            (
-                self.optimizer.kind == "muon" and self.parallel.engine != "megatron",
-                f"optimizer.kind=muon turns whole matrices, which parallel.engine={self.parallel.engine} cuts into "
-                "pieces: set parallel.engine=megatron, or optimizer.kind=adamw",
-            ),
-            (
-                self.optimizer.kind == "muon" and self.train.precision == "fp16",
-                "optimizer.kind=muon trains in bf16 or fp32: set train.precision, or optimizer.kind=adamw",
-            ),
-            (
-                self.parallel.engine == "deepspeed" and self.train.precision == "fp16",
-                "parallel.engine=deepspeed trains in bf16 or fp32: set train.precision, or parallel.engine=megatron",
-            ),
-            (
-                self.parallel.engine == "deepspeed" and self.train.cuda_graphs == "on",
-                "train.cuda_graphs=on needs parallel.engine=megatron; DeepSpeed's passes talk to other ranks",
-            ),
-            (
-                self.parallel.zero_stage == 3 and self.train.compile == "on",
-                "parallel.zero_stage=3 gathers each weight when its module runs, which train.compile=on cannot follow; "
-                "set train.compile=off or a lower zero_stage",
-            ),
         )
         mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)
+        mistakes += engine_mistakes(self.parallel, self.train, self.optimizer)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -155,6 +155,8 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         precision=train.precision,
         seed=train.seed,
         backend=config.attention.backend,
+        other_backends=train.operations,
+        loss_chunk=train.loss_chunk,
         recompute=train.recompute,
         compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
     )

@@ -31,7 +31,7 @@ class Decoder(GPTModel):  # type: ignore[misc]
         if labels is None or self.loss_chunk is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, **rest)  # type: ignore[no-any-return]
         length = max(self.loss_chunk // labels.shape[0], 1)
-        chunks = zip(hidden_states.split(length), labels.split(length, 1), strict=True)
+        chunks = zip(torch.split(hidden_states, length), torch.split(labels, length, 1), strict=True)
         return torch.cat([self._chunk_losses(hidden, labels) for hidden, labels in chunks], 1)
 
     def _chunk_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -344,6 +344,12 @@ class TrainConfig(Section):
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
     """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
+    operations: dict[str, str] = {}
+    """Implementations by operation, as in {layernorm: apex}, instead of those that fit best; named in
+    kernels/registry.py."""
+    loss_chunk: PositiveInt | None = None
+    """Tokens whose logits exist at once: less memory, and the output layer's product is computed twice. null: all of a
+    micro-batch."""
     eval_every: NonNegativeInt = 1000
     """Steps between validations; 0: none."""
     eval_batches: PositiveInt = 10
@@ -357,6 +363,13 @@ class TrainConfig(Section):
         if engine not in ENGINES:
             raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
         return engine
+
+    @field_validator("operations")
+    @classmethod
+    def _attention_has_its_own_key(cls, operations: dict[str, str]) -> dict[str, str]:
+        if "sep_attention" in operations:
+            raise ValueError(f"sep_attention={operations['sep_attention']}: set attention.backend to it")
+        return operations
 
 
 class ParallelConfig(Section):
@@ -453,6 +466,11 @@ class RunConfig(Section):
             (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
+            ),
+            (
+                self.parallel.sequence_parallel and self.train.loss_chunk is not None,
+                f"train.loss_chunk={self.train.loss_chunk} would gather the sequence anew for each chunk: set "
+                "parallel.sequence_parallel: false, or train.loss_chunk: null",
             ),
         )
         mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)

@@ -21,6 +21,8 @@ _NO_MATTER = (
     "train.cuda_graphs",
     "train.deterministic",
     "train.recompute",
+    "train.operations",
+    "train.loss_chunk",
     "train.micro_batch_size",
     "train.max_skipped_steps",
     "train.engine",

@@ -179,6 +179,8 @@ def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Deco
             precision=train.precision,
             seed=train.seed,
             backend=config.attention.backend,
+            other_backends=train.operations,
+            loss_chunk=train.loss_chunk,
             recompute=train.recompute,
             compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
             chunk=chunk,

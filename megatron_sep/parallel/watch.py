@@ -111,6 +111,10 @@ class Watch:
         """What this process does from now on, which may be to wait for the others."""
         self._place = place
 
+    def who(self, rank: int) -> str:
+        """A rank with its process and machine, as far as they are known."""
+        return str(self._own() if rank == self.rank else self._peers.get(rank, f"rank {rank}"))
+
     def named(self, error: BaseException) -> PeerError | None:
         """The error as one that names the process that is lost; None where it has nothing to do with the others."""
         if self._store is None or isinstance(error, SepError) or not _is_of_a_peer(error):

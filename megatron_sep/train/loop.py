@@ -80,6 +80,7 @@ def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, fl
     """What a status line tells: of the step itself, and means since the last line."""
     return {
         **run.statistics.values(step),
+        **run.slow_ranks.compared(step, run.engine.own_seconds()),
         "train/lr": lr,
         "train/grad_norm": result.grad_norm,
         "train/consumed": run.state.consumed,

@@ -24,6 +24,7 @@ from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.own_work import SlowRanks
 from megatron_sep.train.preflight import Need, preflight
 from megatron_sep.train.requests import Requests
 from megatron_sep.train.saves import Saves
@@ -55,6 +56,7 @@ class Run:
     saves: Saves
     requests: Requests
     spikes: Spikes
+    slow_ranks: SlowRanks
     history: History
     state: TrainState
 
@@ -150,6 +152,7 @@ def build_run(
         saves=Saves(checkpoints, engine, statistics, history, config.checkpoint.background),
         requests=Requests(config.dir, topology, signals or Signals()),
         spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),
+        slow_ranks=SlowRanks(topology, history),
         history=history,
         state=state,
     )

@@ -121,13 +121,16 @@ def build_run(
     received while the run is trained. An error of one process is raised on all.
     Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
     """
+    topology.watch.at("opening the data")
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
     resolved = inputs.resolved
+    topology.watch.at("looking for its newest checkpoint")
     checkpoints, history = Checkpoints(config.dir, config.checkpoint.keep, topology), History(config.dir, topology)
     start = find_start(config, resolved.vocab_size, checkpoints, history, topology, allow_change)
     config, size = start.config, ModelSize(config.model, resolved.vocab_size)
     seen = preflight(config, inputs.train, Need.of(config, size, topology), topology)
+    topology.watch.at("building the model")
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=start.newest is None))
     state = take_up(start, engine, history, topology)
     for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_sep.config.bounded_yaml import MOST_BYTES, parse_yaml
 from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, translate
 from megatron_sep.config.neox_rules import NeoxError
 from megatron_sep.config.schema import RunConfig
@@ -25,24 +26,6 @@ Config = TypeVar("Config", bound=BaseModel)
 
 class ConfigError(UserError):
     """Every mistake of a configuration, one a line."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key stands twice: {', '.join(twice)}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 _PLACEHOLDERS = {"data.path": "none", "tokenizer.path": "none", "model.num_attention_heads": 1}
@@ -199,7 +182,7 @@ def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     tree = _parse(path)
     extends = tree.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
         raise ConfigError(f"{path}: extends={extends!r}: is a file, or a list of files")
     base: Tree = {}
     for name in names:
@@ -218,7 +201,11 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
 
 def _parse(path: Path) -> Tree:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ConfigError(f"{path}: has more than {MOST_BYTES:,} bytes; a configuration is a short text")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
@@ -234,9 +221,9 @@ def _parse(path: Path) -> Tree:
 
 def _read_yaml(text: str) -> Any:
     """In a mapping in braces, a comma that is missing at the end of a line is put there: Pythia-12b lacks one."""
-    for _ in range(text.count("\n") + 1):
+    for _ in range(_MOST_COMMAS):
         try:
-            return _Loader(text).get_single_data()
+            return parse_yaml(text)
         except yaml.parser.ParserError as error:
             mark = error.problem_mark
             if mark is None or not str(error.problem).startswith("expected ',' or '}', but got '<scalar>'"):
@@ -245,7 +232,11 @@ def _read_yaml(text: str) -> Any:
             if text[line : mark.index].strip() or "{" not in text[:line]:
                 raise
             text = f"{text[: mark.index]},{text[mark.index :]}"
-    return _Loader(text).get_single_data()
+    return parse_yaml(text)
+
+
+_MOST_COMMAS = 50
+"""That are put where they are missing; each takes another look at the whole text."""
 
 
 def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
@@ -256,7 +247,7 @@ def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
             yield f"{override!r}: an override is written section.key=value"
             continue
         try:
-            value = _Loader(text).get_single_data()
+            value = parse_yaml(text)
         except yaml.YAMLError:
             value = text
         *sections, leaf = key.split(".")

@@ -179,8 +179,16 @@ def test_a_mistake_of_separators_is_one_line(separators: object, message: str, t
         ("extends: missing.yaml", "cannot be read"),
         ("extends: 5", "extends=5: is a file, or a list of files"),
         ("extends: [a.yaml, {b: c}]", "is a file, or a list of files"),
-        ("dir: &itself [*itself]", "is no configuration: Circular reference"),
+        ("dir: &itself [*itself]", "is no valid YAML: holds itself"),
         ("2026-01-01: 5", "is no configuration: keys must be str"),
+        ("\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]" for i in range(1, 60))]), "100,000 values"),
+        (f"a: {'[' * 3000}{']' * 3000}", "deeper than any configuration"),
+        (f"train: {{seed: {'9' * 401}}}", "a number of more than 400 digits"),
+        (f"a: 1{':1' * 300_000}", "a number of more than 400 digits"),
+        ("a: 2026-99-99", "a value is not of the kind that it is said to be"),
+        ("a: !!int b", "a value is not of the kind that it is said to be"),
+        ("extends: /dev/zero", "has more than 1,000,000 bytes"),
+        ('extends: "a\\0b"', "is a file, or a list of files"),
     ],
 )
 def test_broken_files_are_refused_and_run_no_code(

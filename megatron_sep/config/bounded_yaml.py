@@ -1,4 +1,4 @@
-"""Safe YAML that takes no more time and memory than a configuration of a megabyte needs, whoever wrote it."""
+"""YAML of anybody's making: plain values alone, and bounded in size, depth and what its aliases stand for."""
 
 import re
 from collections import Counter
@@ -6,24 +6,34 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 1_000_000
-"""Of a file."""
-_MOST_NODES = 100_000
-"""Values, with every alias written out: nine lists of nine aliases each are hundreds of millions."""
-_MOST_DIGITS = 400
-"""Of a number."""
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_MERGE = "tag:yaml.org,2002:merge"
+from megatron_sep.errors import UserError
+
+MOST_BYTES = 1 << 20
+MOST_DEPTH = 64
+MOST_VALUES = 20_000
+"""With each alias counted as what it stands for."""
+
+
+MOST_DIGITS = 400
+_NUMBER = re.compile(r"[-+0-9a-fA-FxXo_.:]+")
+"""As YAML writes one; a time of many colons grows by its square."""
+
+
+class BoundsError(UserError, yaml.YAMLError):
+    """YAML that is larger, deeper or more than any configuration."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number and refuses a key that stands twice."""
+    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.tag != _MERGE)
-        twice = sorted(str(key) for key, times in keys.items() if times > 1)
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        counts = Counter(key.value for key in keys if isinstance(key, yaml.ScalarNode))
+        twice = sorted(str(key) for key, count in counts.items() if count > 1)
         if twice:
-            raise _error(f"key stands twice: {', '.join(twice)}", node)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key stands twice: {', '.join(twice)}", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -32,37 +42,67 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str) -> Any:
-    """The value that YAML says; None for nothing. Raises yaml.YAMLError, for what is too much of anything too."""
+def read_yaml(text: str) -> Any:
+    """The value of a document. In a mapping in braces, a comma that is missing at the end of a line is put there.
+
+    Pythia-12b lacks one. Raises yaml.YAMLError, in time and memory that do not exceed what the bounds allow.
+    """
+    check_size(len(text))
+    for _ in range(min(text.count("\n") + 1, MOST_BYTES // max(1, len(text)))):
+        try:
+            return _read(text)
+        except yaml.parser.ParserError as error:
+            mark = error.problem_mark
+            if mark is None or not str(error.problem).startswith("expected ',' or '}', but got '<scalar>'"):
+                raise
+            line = text.rfind("\n", 0, mark.index) + 1
+            if text[line : mark.index].strip() or "{" not in text[:line]:
+                raise
+            text = f"{text[: mark.index]},{text[mark.index :]}"
+    return _read(text)
+
+
+def check_size(size: int) -> None:
+    """Raise BoundsError for a file of too many bytes."""
+    if size > MOST_BYTES:
+        raise BoundsError(f"{size:,} bytes; a configuration has {MOST_BYTES:,} at most")
+
+
+def _read(text: str) -> Any:
+    _check_bounds(text)
     try:
-        loader = _Loader(text)
-        node: yaml.Node | None = loader.get_single_node()
-        if node is None:
-            return None
-        _written_out(node, {})
-        return loader.construct_document(node)
-    except RecursionError as error:
-        raise yaml.YAMLError("brackets in brackets, deeper than any configuration") from error
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:  # a day that is none, a tag that lies
-        raise yaml.YAMLError(f"a value is not of the kind that it is said to be: {error}") from error
+        return _Loader(text).get_single_data()
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a date that is none, a number without end
+        raise BoundsError(f"holds a value that cannot be: {error}") from error
 
 
-def _written_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Values in a node with its aliases written out; in ``known`` those that were counted, 0 while they are."""
-    if node in known:
-        if not known[node]:
-            raise _error("holds itself", node)
-        return known[node]
-    known[node] = 0
-    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
-        raise _error(f"a number of more than {_MOST_DIGITS} digits", node)
-    below = node.value if isinstance(node, yaml.CollectionNode) else ()
-    parts = [part for pair in below for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
-    known[node] = 1 + sum(_written_out(part, known) for part in parts)
-    if known[node] > _MOST_NODES:
-        raise _error(f"more than {_MOST_NODES:,} values once its aliases are written out", node)
-    return known[node]
-
-
-def _error(problem: str, node: yaml.Node) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+def _check_bounds(text: str) -> None:
+    """Look through the text before anything is made of it. Raises BoundsError, yaml.YAMLError."""
+    opened: list[tuple[str | None, int]] = []
+    sizes: dict[str, int] = {}
+    values = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, values))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor is not None:
+                sizes[anchor] = values - before + 1
+        elif isinstance(event, yaml.AliasEvent):
+            values += sizes.get(str(event.anchor), 0)
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            if len(event.value) > MOST_DIGITS and _NUMBER.fullmatch(event.value):
+                raise BoundsError(f"a number of {len(event.value):,} characters; {MOST_DIGITS} are the most")
+        values += isinstance(event, yaml.NodeEvent)
+        if len(opened) > MOST_DEPTH:
+            raise BoundsError(f"sections lie {len(opened)} deep in each other; {MOST_DEPTH} is the most")
+        if values > MOST_VALUES:
+            raise BoundsError(f"more than {MOST_VALUES:,} values, aliases included")

@@ -360,8 +360,8 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
-    timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10
-    """How long a process waits for the others before the job ends; a year at most."""
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 5.0
+    """How long a process waits for one that died, froze or hangs before the job ends; a year at most."""
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> Self:
@@ -377,6 +377,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always makes one."""
     keep: PositiveInt | None = None
     """Newest checkpoints to keep; null: all."""
+    background: bool = True
+    """Train on while a checkpoint is written, from a copy of it in the host's memory; false: wait for it."""
     init_from: Path | None = None
     """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
     Llama. null: weights drawn from train.seed."""

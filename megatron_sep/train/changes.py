@@ -12,6 +12,7 @@ _NO_MATTER = (
     "parallel.",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.background",
     "checkpoint.init_from",
     "model.init",
     "model.output_init",

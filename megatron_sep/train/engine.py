@@ -26,8 +26,15 @@ class StepResult:
 class Writing(Protocol):
     """A save that has begun: training may go on, the files are whole when ``finish`` returns."""
 
+    def done(self) -> bool:
+        """Is this rank's part over, written or failed, so that ``finish`` need not wait for it?"""
+        ...
+
     def finish(self) -> Sequence[Path]:
-        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing."""
+        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing.
+
+        Every rank of the job calls it together.
+        """
         ...
 
 

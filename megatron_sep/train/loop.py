@@ -1,9 +1,13 @@
 """The training loop."""
 
 import math
+from contextlib import suppress
 
-from megatron_sep.errors import RunFailure
+from megatron_sep.errors import RunFailure, StoppedError
+from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.seeds import seed_dropout
+from megatron_sep.train.checkpoint import NotWrittenError
+from megatron_sep.train.ending import accounted_for
 from megatron_sep.train.engine import StepResult
 from megatron_sep.train.run import Run
 
@@ -13,18 +17,28 @@ class DivergedError(RunFailure):
 
 
 def train(run: Run) -> None:
-    """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way."""
-    config = run.config
-    if run.state.step >= config.train.steps:
+    """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way.
+
+    Raises StoppedError once the run has saved what it was asked to stop at, NotWrittenError, DivergedError.
+    """
+    if run.state.step >= run.config.train.steps:
         run.topology.say(
-            f"{config.dir} is done: step {run.state.step} of {config.train.steps}; raise train.steps to go on"
+            f"{run.config.dir} is done: step {run.state.step} of {run.config.train.steps}; raise train.steps to go on"
         )
         run.metrics.close()
         return
+    with accounted_for(run):
+        turn(run)
+
+
+def turn(run: Run) -> None:
+    """The steps."""
+    config = run.config
     skipped_in_a_row = 0
     if run.state.step == config.checkpoint.init_step:
         validate(run)
     for step in range(run.state.step + 1, config.train.steps + 1):
+        run.topology.watch.at(f"in step {step}")
         seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
         batches = run.statistics.counted(run.train_data.take(step, run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
@@ -33,17 +47,29 @@ def train(run: Run) -> None:
         run.state = run.state.advance(config.train.global_batch_size, result.applied)
         run.statistics.stepped(loss, result.applied)
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-        due = run.calendar.due(step)
+        asked, due = run.listen(), run.calendar.due(step)
         if due.log:
             run.metrics.log(step, measured(run, step, lr, result))
-        stop_if_diverged(skipped_in_a_row, step, config.train.max_skipped_steps)
+        stop_if_diverged(run, skipped_in_a_row)
         if due.validate:
             validate(run)
-        if due.save:
-            with run.statistics.aside("save"):
-                run.save()
-    run.metrics.log(run.state.step, run.statistics.times("save"))
-    run.metrics.close()
+        if due.save or asked & {Flag.SAVE, Flag.STOP}:
+            run.begin_save()
+        if Flag.SAVE in asked:
+            run.requests.answered(Flag.SAVE)
+        if Flag.STOP in asked:
+            stop(run)
+    run.saves.finish()
+
+
+def stop(run: Run) -> None:
+    """End here, saved, as the run was asked to. Raises StoppedError, and NotWrittenError where it is not saved."""
+    run.saves.finish()
+    run.requests.answered(Flag.STOP)
+    raise StoppedError(
+        f"step {run.state.step} of {run.config.train.steps}: {run.requests.why}: saved and stopped; the same command "
+        "goes on from here"
+    )
 
 
 def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, float]:
@@ -76,9 +102,12 @@ def validate(run: Run) -> None:
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 
-def stop_if_diverged(skipped_in_a_row: int, step: int, limit: int) -> None:
-    if skipped_in_a_row >= limit:
+def stop_if_diverged(run: Run, skipped_in_a_row: int) -> None:
+    """Raise DivergedError on every rank, once a checkpoint that is on its way is there."""
+    if skipped_in_a_row >= run.config.train.max_skipped_steps:
+        with suppress(NotWrittenError):
+            run.saves.finish()
         raise DivergedError(
-            f"step {step}: the gradient was not finite {skipped_in_a_row} steps in a row; the weights are those of the "
-            "last good step. Lower optimizer.lr, train in bf16, or look at the data of these steps"
+            f"step {run.state.step}: the gradient was not finite {skipped_in_a_row} steps in a row; the weights are "
+            "those of the last good step. Lower optimizer.lr, train in bf16, or look at the data of these steps"
         )

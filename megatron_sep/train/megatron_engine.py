@@ -1,9 +1,7 @@
 """Forward, backward and step over every parallel rank: megatron-core's schedules, DDP and distributed optimizer."""
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,25 +23,13 @@ from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.safe_metadata import read_metadata
 
 Tree = dict[str, Any]
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _EXTRA_STATE = "._extra_state"
-_RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
-"""What torch's distributed checkpoint calls the files of a rank."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A save that is over."""
-
-    files: tuple[Path, ...]
-
-    def finish(self) -> Sequence[Path]:
-        """The files that this rank wrote."""
-        return self.files
 
 
 class MegatronEngine(Engine):
@@ -122,15 +108,9 @@ class MegatronEngine(Engine):
         dist.all_reduce(square, group=self._optimizer.get_grad_stats_parallel_group())
         return square.sqrt()
 
-    def begin_save(self, folder: Path) -> Written:
-        """In torch's distributed format, through megatron-core; the folder holds all of it when this returns."""
-        dist_checkpointing.save(self._state(), str(folder))
-        return Written(tuple(path for path in sorted(folder.iterdir()) if self._wrote(path)))
-
-    def _wrote(self, path: Path) -> bool:
-        """A rank's own tensors are its own; what there is once for the job is the first rank's."""
-        found = _RANK_FILE.fullmatch(path.name)
-        return int(found[1] if found else 0) == self._topology.process.rank
+    def begin_save(self, folder: Path) -> MegatronWriting:
+        """In torch's distributed format, through megatron-core, from a copy on the host."""
+        return MegatronWriting(self._state(), folder, self._topology.process.rank)
 
     def load(self, folder: Path) -> None:
         """On this or another number of ranks, in this or another layout. No code of the files runs."""

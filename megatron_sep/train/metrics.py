@@ -178,6 +178,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
     "speed/seconds_left": lambda v: f"eta {_duration(v)}",
     "time/validation": lambda v: f"validated in {v:.1f}s",
-    "time/save": lambda v: f"saved in {v:.1f}s",
+    "time/save": lambda v: f"stood {v:.1f}s to save",
+    "time/save_whole": lambda v: f"saved in {v:.1f}s",
 }
 """What the console shows of a step, in this order."""

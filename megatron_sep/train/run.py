@@ -16,6 +16,7 @@ from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.changes import check_changes
@@ -23,8 +24,12 @@ from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_weights import open_first_weights
+from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.requests import Requests
+from megatron_sep.train.saves import Saves
 from megatron_sep.train.schedule import LearningRate
+from megatron_sep.train.signals import Signals
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
 
@@ -44,12 +49,27 @@ class Run:
     checkpoints: Checkpoints
     metrics: Metrics
     statistics: Statistics
+    saves: Saves
+    requests: Requests
+    history: History
     state: TrainState
 
-    def save(self) -> Path:
+    def begin_save(self) -> None:
+        """Begin to write a checkpoint of where the run stands; ``saves`` goes on with it."""
+        self.saves.begin(Description(self.state, self.config, self.vocab_size, self.engine.name))
+
+    def save(self) -> None:
         """Write a checkpoint of where the run stands, and wait for it. Raises NotWrittenError."""
-        description = Description(self.state, self.config, self.vocab_size, self.engine.name)
-        return self.checkpoints.begin(description, self.engine).finish()
+        self.begin_save()
+        self.saves.finish()
+
+    def listen(self) -> frozenset[Flag]:
+        """What any process is asked for; saves on their way are carried on. Every rank calls it once a step."""
+        self.saves.tell()
+        self.requests.look()
+        heard = self.topology.flags.hear()
+        self.saves.go_on(heard)
+        return heard or frozenset()
 
 
 @dataclass(frozen=True)
@@ -85,11 +105,14 @@ def _notes(config: RunConfig, inputs: Inputs) -> list[str]:
     return [*assumed, *inputs.train.notes(), *(inputs.valid.notes() if inputs.valid else ()), *separators]
 
 
-def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str] = ()) -> Run:
+def build_run(
+    config: RunConfig, topology: Topology, allow_change: Sequence[str] = (), signals: Signals | None = None
+) -> Run:
     """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
 
-    ``allow_change``: settings that may differ from those the checkpoint was written with. An error of one process is
-    raised on all. Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
+    ``allow_change``: settings that may differ from those the checkpoint was written with. ``signals``: what is
+    received while the run is trained. An error of one process is raised on all.
+    Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
     """
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
@@ -104,6 +127,8 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     for note in topology.tell(lambda: _notes(config, inputs)):
         topology.say(note)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
+    statistics = Statistics(ModelSize(config.model, resolved.vocab_size), resolved.rules, calendar, topology)
+    history = History(config.dir, topology)
     return Run(
         config=config,
         topology=topology,
@@ -115,7 +140,10 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
         schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or config.train.steps),
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
-        statistics=Statistics(ModelSize(config.model, resolved.vocab_size), resolved.rules, calendar, topology),
+        statistics=statistics,
+        saves=Saves(checkpoints, engine, statistics, history, config.checkpoint.background),
+        requests=Requests(config.dir, topology, signals or Signals()),
+        history=history,
         state=state,
     )
 

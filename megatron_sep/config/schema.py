@@ -320,6 +320,20 @@ class LossScaleConfig(Section):
     hysteresis: PositiveInt = 2
 
 
+class SpikeConfig(Section):
+    """A loss far above those before it."""
+
+    policy: Literal["off", "log", "skip", "rollback"] = "log"
+    """log: say it, with the documents of the step. skip: learn nothing from it; the loss is waited for before the
+    optimizer's step. rollback: go back to the newest checkpoint, and on from there with the data after the spike."""
+    deviations: Annotated[float, Field(gt=0)] = 8.0
+    """Standard deviations above the mean of about the last hundred losses, 1 % of the mean each at least."""
+    warmup: PositiveInt = 100
+    """Steps before the first loss is judged."""
+    rollbacks: PositiveInt = 3
+    """Stop at the next spike after so many rollbacks to the same checkpoint."""
+
+
 class TrainConfig(Section):
     """How long and how precisely; the defaults are Pythia's."""
 
@@ -343,7 +357,8 @@ class TrainConfig(Section):
     eval_batches: PositiveInt = 10
     """Global batches of one validation."""
     max_skipped_steps: PositiveInt = 50
-    """Stop after so many steps in a row with a gradient that is not finite."""
+    """Stop after so many steps in a row that change no weight: their gradient is not finite, or a spike is skipped."""
+    spike: SpikeConfig = SpikeConfig()
 
     @field_validator("engine")
     @classmethod
@@ -449,6 +464,11 @@ class RunConfig(Section):
             (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
+            ),
+            (
+                self.train.spike.policy == "rollback" and self.data.order == "neox",
+                "train.spike.policy=rollback takes more samples than the run has steps, data.order=neox holds no more: "
+                "set another of the two",
             ),
             (
                 layers % self.parallel.pipeline != 0,

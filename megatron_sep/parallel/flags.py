@@ -46,11 +46,10 @@ class Flags:
         self._rode = True
         return together[0]
 
-    def hear(self) -> frozenset[Flag] | None:
+    def hear(self) -> frozenset[Flag]:
         """The flags that any process had raised in the step before this one; every process calls it once a step.
 
-        None where that is not known: in the first step, and in the one after ``forget``. With one process: those that
-        are raised now.
+        With one process: those that are raised now.
         """
         if self._ranks == 1:
             return frozenset(flag for flag in Flag if self._raised[flag])
@@ -58,11 +57,7 @@ class Flags:
             self._sums.copy_(self._own)
             dist.all_reduce(self._sums)
         heard, self._coming, self._rode = self._coming, Coming(self._sums), False
-        return None if heard is None else heard.flags()
-
-    def forget(self) -> None:
-        """What was called out before this moment has been answered; every process calls it in the same step."""
-        self._coming = None
+        return frozenset() if heard is None else heard.flags()
 
 
 class Coming:

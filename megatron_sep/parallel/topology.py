@@ -76,6 +76,13 @@ class Topology:
         """Of a scalar that only last pipeline stages have, 0 elsewhere; every process gets it, and the flags of all."""
         return self.flags.ride(value) * self.pipeline.size / self.process.size
 
+    def of_each(self, value: float) -> list[float]:
+        """A number that each process has its own of, by rank."""
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.process.size)]
+        dist.all_gather(found, own)
+        return [float(each) for each in found]
+
     def together(self, make: Callable[[], Any]) -> Any:
         """What this process makes, once all have made theirs; the first error among them is every process's error."""
         own: list[Any] = []

@@ -5,6 +5,7 @@ after the processes of its own machine, whose end it sees at once. What the firs
 store for all. The store is asked by a thread of its own, for it may be with the process that is frozen.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -24,10 +25,14 @@ from megatron_sep.errors import EndedError, RunFailure, SepError
 
 _TICK = 0.5
 """Seconds between two looks at the processes of this machine."""
+_BEAT = 2.0
+"""Seconds between two beats, at most."""
 _GRACE = 5.0
 """Seconds in which a process ends by itself, with the others' error, before it is ended."""
 _PATIENCE = 30.0
 """Seconds that the process which keeps the store waits for the others to end."""
+_WAIT = 30.0
+"""Seconds after which it is said that a process has not started yet."""
 _SHARE = 0.8
 """Of the collectives' time-out, after which a process without a beat is lost: it is named before they give up."""
 _VERDICT = "watch/verdict"
@@ -75,8 +80,9 @@ class Watch:
         self.rank, self.ranks = rank, ranks
         self.last_words: list[Callable[[str], None]] = []
         """Called with what happened before the process is ended."""
-        self._seconds = _SHARE * timeout.total_seconds()
-        self._every = min(10.0, max(_TICK, self._seconds / 20))
+        self._timeout = timeout.total_seconds()
+        self._seconds = _SHARE * self._timeout
+        self._every = min(_BEAT, max(_TICK, self._seconds / 20))
         self._place, self._verdict = "starting", ""
         self._over = threading.Event()
         self._peers: dict[int, Process] = {}
@@ -94,22 +100,35 @@ class Watch:
         store.set(_process(self.rank), json.dumps(asdict(own)))
         names = [_process(rank) for rank in range(self.ranks)]
         self._begin(self._beat)
-        try:
-            store.wait(names)
-        except dist.DistStoreError as error:
-            absent = [rank for rank, name in enumerate(names) if not store.check([name])]
-            raise PeerError(
-                f"rank(s) {', '.join(map(str, absent))} of {self.ranks} did not start within parallel.timeout_minutes; "
-                "look at what they said, or raise it"
-            ) from error
+        self._wait_for_all(store, names)
         found = [Process(**json.loads(value)) for value in store.multi_get(names)]
         self._peers = {peer.rank: peer for peer in found if peer.rank != self.rank}
         self._silent = dict.fromkeys(self._watched, 0.0)
+        atexit.register(lambda: self.leave(getattr(sys, "last_value", None)))
         self._begin(self._look)
+
+    def _wait_for_all(self, store: Store, names: list[str]) -> None:
+        begin = time.monotonic()
+        while absent := [str(rank) for rank, name in enumerate(names) if not store.check([name])]:
+            who = f"rank(s) {', '.join(absent)} of {self.ranks}"
+            left = self._timeout - (time.monotonic() - begin)
+            if left <= 0:
+                raise PeerError(
+                    f"{who} did not start within parallel.timeout_minutes; look at what they said, or raise it"
+                )
+            with suppress(dist.DistStoreError):
+                store.wait(names, timedelta(seconds=min(_WAIT, left)))
+                return
+            if self.rank == 0 and left > _WAIT:
+                print(f"waiting for {who} to start", flush=True)
 
     def at(self, place: str) -> None:
         """What this process does from now on, which may be to wait for the others."""
         self._place = place
+
+    def who(self, rank: int) -> str:
+        """A rank with its process and machine, as far as they are known."""
+        return str(self._own() if rank == self.rank else self._peers.get(rank, f"rank {rank}"))
 
     def named(self, error: BaseException) -> PeerError | None:
         """The error as one that names the process that is lost; None where it has nothing to do with the others."""
@@ -124,6 +143,8 @@ class Watch:
 
     def leave(self, error: BaseException | None) -> None:
         """This process ends, well or with an error, which the others hear of; who keeps the store ends last."""
+        if self._over.is_set():
+            return
         if self._store is not None and self._answers:
             with suppress(RuntimeError):
                 self._store.set(_left(self.rank), "yes")
@@ -167,7 +188,7 @@ class Watch:
     def _hear(self, store: Store) -> None:
         if store.check([_VERDICT]):
             self._judge(store.get(_VERDICT).decode())
-        there = [rank for rank in self._watched if store.check([_beat(rank)])]
+        there = [rank for rank in self._watched if rank in self._beats or store.check([_beat(rank)])]
         beats = dict(zip(there, store.multi_get([_beat(rank) for rank in there]), strict=True)) if there else {}
         for rank in self._watched:
             if beats.get(rank) != self._beats.get(rank):

@@ -1,7 +1,7 @@
 """The checkpoints of a run: named, sealed once all ranks have written, and removed when they are too old."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -45,13 +45,19 @@ class Checkpoints:
             self.clear_away(final)
             raise _not_written(final, error) from error
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that verifies; what does not is named and passed over.
+    def newest(self, passed_over: Callable[[str], None] = lambda _: None) -> Path | None:
+        """The newest checkpoint that verifies; what does not is named, also to ``passed_over``, and passed over.
 
         The first rank reads the files and tells the others.
         """
-        found: Path | None = self.topology.tell(lambda: newest_verified(self.dir))
+        found: Path | None = self.topology.tell(lambda: self._newest(passed_over))
         return found
+
+    def _newest(self, passed_over: Callable[[str], None]) -> Path | None:
+        for replaced in self.dir.glob("step-*.replaced"):  # a kill came between the old name and the new one
+            if not replaced.with_suffix("").exists():
+                replaced.rename(replaced.with_suffix(""))
+        return newest_verified(self.dir, passed_over)
 
     def drop_old(self) -> None:
         """Remove all but the newest ``keep``; every rank waits for it."""

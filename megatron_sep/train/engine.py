@@ -1,6 +1,7 @@
 """A way to train: what the loop asks of it."""
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Engine(ABC):
     @abstractmethod
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass; 1 but for fp16."""
+
+    def own_seconds(self) -> float:
+        """Mean seconds of a step since the last call in which this rank did not wait for others; NaN: not measured."""
+        return math.nan
 
     @abstractmethod
     def begin_save(self, folder: Path) -> Writing:

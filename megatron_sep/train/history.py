@@ -40,9 +40,16 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "event" in value:
             found.append(value)
     return found
+
+
+def consumed_before(run_dir: Path, step: int, batch: int) -> int:
+    """Sequences that a run had read before a step of ``batch``: rollbacks and other batches have moved them on."""
+    goes_on = [line for line in read_history(run_dir) if line["event"] in ("start", "resume", "rollback")]
+    at, consumed = next(((line["step"], line["consumed"]) for line in reversed(goes_on) if line["step"] < step), (0, 0))
+    return int(consumed) + (step - 1 - int(at)) * batch
 
 
 def _ends_whole(file: Any) -> bool:

@@ -1,14 +1,13 @@
 """The training loop."""
 
 import math
-from contextlib import suppress
 
 from megatron_sep.errors import RunFailure, StoppedError
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.seeds import seed_dropout
-from megatron_sep.train.checkpoint import NotWrittenError
 from megatron_sep.train.ending import accounted_for
 from megatron_sep.train.engine import StepResult
+from megatron_sep.train.rollback import roll_back
 from megatron_sep.train.run import Run
 
 
@@ -34,23 +33,28 @@ def train(run: Run) -> None:
 def turn(run: Run) -> None:
     """The steps."""
     config = run.config
-    skipped_in_a_row = 0
+    skipped_in_a_row, rollbacks = 0, dict[int, int]()
     if run.state.step == config.checkpoint.init_step:
         validate(run)
-    for step in range(run.state.step + 1, config.train.steps + 1):
+    while run.state.step < config.train.steps:
+        step = run.state.step + 1
         run.topology.watch.at(f"in step {step}")
         seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
         batches = run.statistics.counted(run.train_data.take(step, run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
         lr = run.schedule(step)
-        result = run.engine.step(lr)
-        run.state = run.state.advance(config.train.global_batch_size, result.applied)
-        run.statistics.stepped(loss, result.applied)
-        skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
+        done = run.spikes.step(run.engine, loss, lr, run.state)
+        applied = done.result.applied
+        run.state = run.state.advance(config.train.global_batch_size, applied, done.level)
+        run.statistics.stepped(loss, applied)
+        skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
         asked, due = run.listen(), run.calendar.due(step)
+        if done.spiked and config.train.spike.policy == "rollback":
+            roll_back(run, rollbacks)
+            continue
         if due.log:
-            run.metrics.log(step, measured(run, step, lr, result))
-        stop_if_diverged(run, skipped_in_a_row)
+            run.metrics.log(step, measured(run, step, lr, done.result))
+        account_for_skipped(run, done.result, skipped_in_a_row)
         if due.validate:
             validate(run)
         if due.save or asked & {Flag.SAVE, Flag.STOP}:
@@ -76,6 +80,7 @@ def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, fl
     """What a status line tells: of the step itself, and means since the last line."""
     return {
         **run.statistics.values(step),
+        **run.slow_ranks.compared(step, run.engine.own_seconds()),
         "train/lr": lr,
         "train/grad_norm": result.grad_norm,
         "train/consumed": run.state.consumed,
@@ -102,12 +107,15 @@ def validate(run: Run) -> None:
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 
-def stop_if_diverged(run: Run, skipped_in_a_row: int) -> None:
-    """Raise DivergedError on every rank, once a checkpoint that is on its way is there."""
-    if skipped_in_a_row >= run.config.train.max_skipped_steps:
-        with suppress(NotWrittenError):
-            run.saves.finish()
+def account_for_skipped(run: Run, result: StepResult, in_a_row: int) -> None:
+    """Write a skipped step down. Raises DivergedError on every rank after too many, once a save on its way is over."""
+    if result.applied:
+        return
+    run.history.add("skip", step=run.state.step, grad_norm=result.grad_norm, consumed=run.state.consumed)
+    if in_a_row >= run.config.train.max_skipped_steps:
+        run.saves.settle()
         raise DivergedError(
-            f"step {run.state.step}: the gradient was not finite {skipped_in_a_row} steps in a row; the weights are "
-            "those of the last good step. Lower optimizer.lr, train in bf16, or look at the data of these steps"
+            f"step {run.state.step}: the gradient was not finite {in_a_row} steps in a row, or the loss a spike; the "
+            "weights are those of the last good step. Lower optimizer.lr, train in bf16, or look at the data of these "
+            "steps"
         )

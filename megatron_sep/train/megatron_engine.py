@@ -25,6 +25,7 @@ from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.own_work import OwnWork
 from megatron_sep.weights.safe_metadata import read_metadata
 
 Tree = dict[str, Any]
@@ -59,16 +60,27 @@ class MegatronEngine(Engine):
         self._model = DistributedDataParallel(core, ddp, self._module)
         self._adamw: AdamW = model.operations.adamw
         self._optimizer = _optimizer(self._model, self._adamw, optimizer, precision, loss_scale)
-        core.finalize_model_grads_func = finalize_model_grads
+        self._own_work = OwnWork(topology.device)
+        core.finalize_model_grads_func = self._finalize
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
+        self._own_work.begin()
         self._model.train()
         self._model.zero_grad_buffer()
         self._optimizer.zero_grad()
         return self._schedule(microbatches, count, forward_only=False)
+
+    def _finalize(self, *arguments: Any, **options: Any) -> None:
+        """Where megatron-core reduces the gradients over the ranks."""
+        self._own_work.end()
+        finalize_model_grads(*arguments, **options)
+
+    def own_seconds(self) -> float:
+        """Mean seconds of a step's passes since the last call, up to where the gradients are reduced."""
+        return self._own_work.seconds()
 
     @torch.no_grad()
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:

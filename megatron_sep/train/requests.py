@@ -20,6 +20,7 @@ class Requests:
         self._files = {flag: run_dir / name for flag, name in _FILES.items()}
         self._topology, self._signals = topology, signals
         self._next_look = 0.0
+        self._answered: frozenset[Flag] = frozenset()
         self._why = "asked to by another process"
 
     @property
@@ -46,13 +47,19 @@ class Requests:
                 if path.exists():
                     self._ask(flag, str(path))
 
+    def among(self, heard: frozenset[Flag]) -> frozenset[Flag]:
+        """What is asked for, of what was heard of a step ago, without what was answered then."""
+        asked, self._answered = heard & _FILES.keys() - self._answered, frozenset()
+        return asked
+
     def answered(self, flag: Flag) -> None:
         """What was asked for is done: the file goes, and the same may be asked for again. Every rank calls it."""
         if self._topology.first:
             with suppress(OSError):
                 self._files[flag].unlink()
         self._topology.flags.set(flag, False)
-        self._topology.flags.forget()
+        if self._topology.process.size > 1:  # all will hear once more what is lowered now
+            self._answered |= {flag}
 
     def _ask(self, flag: Flag, by: str) -> None:
         self._topology.flags.set(flag, True)

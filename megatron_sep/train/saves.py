@@ -27,32 +27,37 @@ class Saves:
     """Of the last one, where it could not be written."""
     _save: Save | None = None
     _began: float = 0.0
+    _told: bool = False
 
     def begin(self, description: Description) -> None:
         """Begin to write a checkpoint; one that is still on its way is waited for.
 
         What goes wrong is said and kept for ``finish``; training goes on.
         """
-        while self._save is not None:
-            self._proceed()
+        self.settle()
         self._began = time.perf_counter()
         self._try(description.state.step, lambda: self._start(description))
-        while not self.background and self._save is not None:
-            self._proceed()
+        if not self.background:
+            self.settle()
 
     def tell(self) -> None:
         """Let the other ranks know whether this one is still writing."""
         self.checkpoints.topology.flags.set(Flag.BUSY, self._save is not None and self._save.busy)
 
-    def go_on(self, heard: frozenset[Flag] | None) -> None:
+    def go_on(self, heard: frozenset[Flag]) -> None:
         """Do the next part of what is on its way if no rank is busy any more, as far as was ``heard``."""
-        if self._save is not None and heard is not None and Flag.BUSY not in heard:
+        told, self._told = self._told, True  # what is heard is a step old: of the part before, right after a part
+        if self._save is not None and told and Flag.BUSY not in heard:
+            self._proceed()
+
+    def settle(self) -> None:
+        """Wait for what is on its way, well or not."""
+        while self._save is not None:
             self._proceed()
 
     def finish(self) -> None:
         """Wait for what is on its way. Raises NotWrittenError where the last checkpoint could not be written."""
-        while self._save is not None:
-            self._proceed()
+        self.settle()
         if self.failure is not None:
             raise self.failure
 
@@ -79,4 +84,4 @@ class Saves:
             self._save, self.failure = None, None
             self.statistics.saved(time.perf_counter() - self._began)
         flags.set(Flag.BUSY, self._save is not None)
-        flags.forget()
+        self._told = False

@@ -93,10 +93,14 @@ class Statistics:
     def values(self, step: int) -> dict[str, float]:
         """Means since the last call, over all ranks; starts counting anew. The device is waited for."""
         found = self._losses() | self._rates(step) | self.times("save")
+        self.forget()
+        return found
+
+    def forget(self) -> None:
+        """Start counting anew."""
         self.tokens = self.sequences = self.steps = 0
         self.counts, self.losses = None, []
         self._started = time.perf_counter()
-        return found
 
     def times(self, name: str) -> dict[str, float]:
         """Seconds of what was done aside since the last call; nothing where it was not done."""

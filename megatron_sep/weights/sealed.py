@@ -6,6 +6,7 @@ loaded. The manifest has a format number; one of an older format is read as if i
 """
 
 import json
+import math
 import platform
 import re
 import shutil
@@ -35,6 +36,32 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be taken up."""
 
 
+_MEMORY = 100
+"""Steps that the level of the loss remembers."""
+_LEAST_SPREAD = 0.01
+"""Of the mean: losses that hardly differ from step to step still may."""
+
+
+@dataclass(frozen=True)
+class LossLevel:
+    """Exponential mean and variance of the losses that were learnt from: what the next one is judged by."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    steps: int = 0
+
+    def after(self, loss: float) -> "LossLevel":
+        """With one more loss; one that is no number is left out."""
+        if not math.isfinite(loss):
+            return self
+        weight, off = 1 / min(self.steps + 1, _MEMORY), loss - self.mean
+        return LossLevel(self.mean + weight * off, (1 - weight) * (self.variance + weight * off * off), self.steps + 1)
+
+    def bound(self, deviations: float) -> float:
+        """So many standard deviations above the mean."""
+        return self.mean + deviations * max(math.sqrt(self.variance), _LEAST_SPREAD * abs(self.mean))
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Where a run stands; with the seed it fixes data order and dropout."""
@@ -43,11 +70,13 @@ class TrainState:
     consumed: int = 0
     """Training sequences seen."""
     skipped: int = 0
-    """Steps whose gradient was not finite."""
+    """Steps that changed no weight: their gradient was not finite, or their loss was a spike."""
+    level: LossLevel = LossLevel()
 
-    def advance(self, sequences: int, applied: bool) -> "TrainState":
+    def advance(self, sequences: int, applied: bool, level: LossLevel | None = None) -> "TrainState":
         """After one more step of so many sequences."""
-        return TrainState(self.step + 1, self.consumed + sequences, self.skipped + (not applied))
+        skipped = self.skipped + (not applied)
+        return TrainState(self.step + 1, self.consumed + sequences, skipped, level or self.level)
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,8 @@ class Description:
     """Rows of the embedding."""
     engine: str
     """What wrote the tensors, and can read them; "weights": one safetensors file a layer, for any engine."""
+    contents: Mapping[str, str] | None = None
+    """Sums of what the run reads, by the settings that name it; None: written by a version that kept none."""
 
     @property
     def model(self) -> ModelConfig:
@@ -75,6 +106,7 @@ class Description:
             "config": self.config.model_dump(mode="json"),
             "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
             "ranks": ranks,
+            **({} if self.contents is None else {"contents": dict(self.contents)}),
         }
 
 
@@ -91,12 +123,13 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(named)]
 
 
-def newest_verified(folder: Path) -> Path | None:
+def newest_verified(folder: Path, passed_over: Callable[[str], None] = lambda _: None) -> Path | None:
     """The newest checkpoint of a run's ``checkpoints`` that verifies; None where there is none at all.
 
-    What does not verify is named and passed over. Raises CheckpointError where there are some and none verifies.
+    What does not verify is named, here and to ``passed_over``, and passed over. Raises CheckpointError where there are
+    some and none verifies.
     """
-    newest = next(_verified(folder), None)
+    newest = next(_verified(folder, passed_over), None)
     damaged = finished_checkpoints(folder)
     if newest is None and damaged:
         raise CheckpointError(
@@ -106,13 +139,14 @@ def newest_verified(folder: Path) -> Path | None:
     return newest
 
 
-def _verified(folder: Path) -> Iterator[Path]:
+def _verified(folder: Path, passed_over: Callable[[str], None]) -> Iterator[Path]:
     for path in reversed(finished_checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
             yield path
         else:
             print(f"checkpoint passed over: {fault}", flush=True)
+            passed_over(fault)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -146,12 +180,24 @@ def describe(path: Path) -> Description:
     found = _manifest(path)["description"]
     try:
         config = RunConfig.model_validate(found["config"])
-        state = TrainState(**{key: _count(key, value) for key, value in found["state"].items()})
-        return Description(state, config, _count("vocab_size", found["vocab_size"]), str(found["engine"]))
+        counts = {key: value for key, value in found["state"].items() if key != "level"}
+        state = TrainState(
+            **{key: _count(key, value) for key, value in counts.items()}, level=_level(found["state"].get("level", {}))
+        )
+        rows, contents = _count("vocab_size", found["vocab_size"]), found.get("contents")
+        if contents is not None and not isinstance(contents, dict):
+            raise ValueError("contents are no sums by name")
+        return Description(state, config, rows, str(found["engine"]), contents)
     except KeyError as error:
         raise CheckpointError(f"{path / _MANIFEST}: says nothing of its {error.args[0]}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is not known to this version: {error}") from error
+
+
+def _level(saved: Tree) -> LossLevel:
+    return LossLevel(
+        float(saved.get("mean", 0)), float(saved.get("variance", 0)), _count("level.steps", saved.get("steps", 0))
+    )
 
 
 def _count(key: str, value: Any) -> int:

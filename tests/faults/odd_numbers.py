@@ -52,9 +52,11 @@ def _poison(steps: range, value: float, place: float, in_loss: bool, one_rank: b
         if count[0] in steps:
             before.append(_sum(engine))
         if count[0] in steps and not (one_rank and os.environ.get("RANK", "0") == "0"):
-            gradients = [parameter.main_grad for parameter in engine._weights.parameters()]
-            for gradient in gradients if one_rank else [gradients[int(place * len(gradients))]]:
-                gradient.view(-1)[int(place * gradient.numel()) if not one_rank else slice(None)] = value
+            gradients = [parameter.main_grad.view(-1) for parameter in engine._weights.parameters()]
+            chosen = gradients[int(place * len(gradients))]
+            chosen[int(place * chosen.numel())] = value
+            for gradient in gradients if one_rank else ():  # they are reduced already, and some part is this rank's
+                gradient.fill_(value)
             return loss * value if in_loss else loss
         return loss
 

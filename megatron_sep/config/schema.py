@@ -352,6 +352,10 @@ class TrainConfig(Section):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each layer; auto: on CUDA."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
+    deterministic: bool = False
+    """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
     eval_every: NonNegativeInt = 1000
     """Steps between validations; 0: none."""
     eval_batches: PositiveInt = 10

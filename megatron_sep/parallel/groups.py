@@ -52,6 +52,9 @@ def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.set_stream(torch.cuda.default_stream())
         watch.leave(ended)
 
 
@@ -65,6 +68,8 @@ def join_job(timeout_minutes: float) -> Watch:
     cpu.install()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        # what the legacy stream began cannot be recorded as a CUDA graph
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     rank, ranks = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "RANK" in os.environ else (0, 1)

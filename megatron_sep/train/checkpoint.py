@@ -128,7 +128,7 @@ def _not_written(final: Path, error: BaseException) -> NotWrittenError:
     free = shutil.disk_usage(final.parent if final.parent.exists() else final.parent.parent).free / 1e9
     return NotWrittenError(
         f"{final}: could not be written ({cause}; {free:.1f} GB free on that disk); the checkpoints before it are "
-        "untouched. Free space, or lower checkpoint.keep, and start again"
+        "untouched. Free space, or lower checkpoint.keep"
     )
 
 

@@ -1,24 +1,26 @@
 """The training loop."""
 
 import math
+from dataclasses import replace
 
 from megatron_sep.errors import RunFailure, StoppedError
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.seeds import seed_dropout
 from megatron_sep.train.ending import accounted_for
-from megatron_sep.train.engine import StepResult
+from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.rollback import roll_back
 from megatron_sep.train.run import Run
 
 
 class DivergedError(RunFailure):
-    """Too many steps in a row whose gradient was not finite."""
+    """Too many steps in a row that changed no weight."""
 
 
 def train(run: Run) -> None:
     """Train from where ``run.state`` stands to the last step, with validation and checkpoints on the way.
 
-    Raises StoppedError once the run has saved what it was asked to stop at, NotWrittenError, DivergedError.
+    Raises StoppedError once the run has saved what it was asked to stop at, NotWrittenError, DivergedError,
+    SpikesError.
     """
     if run.state.step >= run.config.train.steps:
         run.topology.say(
@@ -33,7 +35,6 @@ def train(run: Run) -> None:
 def turn(run: Run) -> None:
     """The steps."""
     config = run.config
-    skipped_in_a_row, rollbacks = 0, dict[int, int]()
     if run.state.step == config.checkpoint.init_step:
         validate(run)
     while run.state.step < config.train.steps:
@@ -42,22 +43,20 @@ def turn(run: Run) -> None:
         seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
         batches = run.statistics.counted(run.train_data.take(step, run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
-        lr = run.schedule(step)
-        done = run.spikes.step(run.engine, loss, lr, run.state)
-        applied = done.result.applied
-        run.state = run.state.advance(config.train.global_batch_size, applied, done.level)
-        run.statistics.stepped(loss, applied)
-        skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
+        grad_norm = run.spikes.step(run.engine, loss, run.schedule(step), run.state)
+        run.state = run.state.advance(config.train.global_batch_size)
+        run.outcomes.add(step, loss, grad_norm)
         asked, due = run.listen(), run.calendar.due(step)
-        if done.spiked and config.train.spike.policy == "rollback":
-            roll_back(run, rollbacks)
+        for outcome in run.outcomes.over(all_of_them=due.anything or bool(asked) or run.spikes.wait):
+            account(run, outcome)
+            if due.log and outcome.step == step:
+                run.metrics.log(step, measured(run, outcome))
+            stop_if_diverged(run, outcome.step)
+        if run.spiked and config.train.spike.policy == "rollback" and roll_back(run):
             continue
-        if due.log:
-            run.metrics.log(step, measured(run, step, lr, done.result))
-        account_for_skipped(run, done.result, skipped_in_a_row)
         if due.validate:
             validate(run)
-        if due.save or asked & {Flag.SAVE, Flag.STOP}:
+        if due.save or asked:
             run.begin_save()
         if Flag.SAVE in asked:
             run.requests.answered(Flag.SAVE)
@@ -76,13 +75,23 @@ def stop(run: Run) -> None:
     )
 
 
-def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, float]:
+def account(run: Run, outcome: Outcome) -> None:
+    """Count a step that is over."""
+    run.statistics.stepped(outcome)
+    run.skipped_in_a_row = 0 if outcome.applied else run.skipped_in_a_row + 1
+    run.spiked, level = run.spikes.judged(outcome, run.state)
+    run.state = replace(run.state, skipped=run.state.skipped + (not outcome.applied), level=level)
+    if not outcome.applied:
+        run.history.add("skip", step=outcome.step, loss=outcome.loss, grad_norm=outcome.grad_norm)
+
+
+def measured(run: Run, outcome: Outcome) -> dict[str, float]:
     """What a status line tells: of the step itself, and means since the last line."""
     return {
-        **run.statistics.values(step),
-        **run.slow_ranks.compared(step, run.engine.own_seconds()),
-        "train/lr": lr,
-        "train/grad_norm": result.grad_norm,
+        **run.statistics.values(outcome.step),
+        **run.slow_ranks.compared(outcome.step, run.engine.own_seconds()),
+        "train/lr": run.schedule(outcome.step),
+        "train/grad_norm": outcome.grad_norm,
         "train/consumed": run.state.consumed,
         "train/skipped": run.state.skipped,
         "train/loss_scale": run.engine.loss_scale(),
@@ -107,15 +116,12 @@ def validate(run: Run) -> None:
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 
-def account_for_skipped(run: Run, result: StepResult, in_a_row: int) -> None:
-    """Write a skipped step down. Raises DivergedError on every rank after too many, once a save on its way is over."""
-    if result.applied:
-        return
-    run.history.add("skip", step=run.state.step, grad_norm=result.grad_norm, consumed=run.state.consumed)
-    if in_a_row >= run.config.train.max_skipped_steps:
+def stop_if_diverged(run: Run, step: int) -> None:
+    """Raise DivergedError on every rank, once a save that is on its way is over."""
+    if run.skipped_in_a_row >= run.config.train.max_skipped_steps:
         run.saves.settle()
         raise DivergedError(
-            f"step {run.state.step}: the gradient was not finite {in_a_row} steps in a row, or the loss a spike; the "
+            f"step {step}: the gradient was not finite {run.skipped_in_a_row} steps in a row, or the loss a spike; the "
             "weights are those of the last good step. Lower optimizer.lr, train in bf16, or look at the data of these "
             "steps"
         )

@@ -6,6 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def preflight(config: RunConfig, samples: Samples, need: Need, topology: Topolog
     token = topology.tell(lambda: _write_token(config.dir))
     found = topology.collect(lambda: (time.time(), list(_of_this_process(config, need, topology, token))))
     clocks = [clock for clock, _ in found]
-    (config.dir / _TOKEN).unlink(missing_ok=True)
+    with suppress(OSError):
+        (config.dir / _TOKEN).unlink()
     wrong = topology.tell(lambda: list(_of_the_job(config, need)))
     wrong += [fault for _, faults in found for fault in faults]
     if wrong:

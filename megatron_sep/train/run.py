@@ -1,7 +1,8 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_sep.attention.annealing import Annealing
 from megatron_sep.config.schema import RunConfig
@@ -15,6 +16,7 @@ from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
@@ -24,6 +26,7 @@ from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.outcomes import Outcomes
 from megatron_sep.train.own_work import SlowRanks
 from megatron_sep.train.preflight import Need, preflight
 from megatron_sep.train.requests import Requests
@@ -31,7 +34,7 @@ from megatron_sep.train.saves import Saves
 from megatron_sep.train.schedule import LearningRate
 from megatron_sep.train.signals import Signals
 from megatron_sep.train.spikes import Spikes
-from megatron_sep.train.start import find_start, take_up
+from megatron_sep.train.start import check_not_stopped, find_start, take_up
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import Description, TrainState
 
@@ -59,6 +62,12 @@ class Run:
     slow_ranks: SlowRanks
     history: History
     state: TrainState
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    skipped_in_a_row: int = 0
+    spiked: bool = False
+    """Is the loss of the last step that is over a spike?"""
+    rollbacks: dict[int, int] = field(default_factory=dict)
+    """How often the run went back to a checkpoint, by its step."""
 
     def begin_save(self) -> None:
         """Begin to write a checkpoint of where the run stands; ``saves`` goes on with it."""
@@ -118,9 +127,10 @@ def build_run(
     """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
 
     ``allow_change``: settings that may differ from those the checkpoint was written with. ``signals``: what is
-    received while the run is trained. An error of one process is raised on all.
-    Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
+    received while the run is trained. An error of one process is raised on all. Raises RunError, ChangedError,
+    PreflightError, CheckpointError, SourceError, StoppedError, and what ``open_inputs`` raises.
     """
+    topology.tell(lambda: check_not_stopped(config.dir, os.environ))
     topology.watch.at("opening the data")
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     _check_batch(config, topology)
@@ -131,6 +141,7 @@ def build_run(
     config, size = start.config, ModelSize(config.model, resolved.vocab_size)
     seen = preflight(config, inputs.train, Need.of(config, size, topology), topology)
     topology.watch.at("building the model")
+    set_determinism(config.train.deterministic)
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=start.newest is None))
     state = take_up(start, engine, history, topology)
     for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:
@@ -189,6 +200,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         loss_scale=train.loss_scale,
         sequence_length=config.model.sequence_length,
         micro_batch_size=train.micro_batch_size,
+        cuda_graphs=train.cuda_graphs,
     )
     return engine
 

@@ -5,27 +5,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_sep.config.schema import SpikeConfig
 from megatron_sep.data.samples import Samples
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.engine import Engine
 from megatron_sep.train.history import History
+from megatron_sep.train.outcomes import Outcome
 from megatron_sep.weights.sealed import LossLevel, TrainState
 
 _SHOWN = 5
 """Documents that a message names; the history has all of them."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step did, and whether its loss was a spike."""
-
-    result: StepResult
-    spiked: bool
-    level: LossLevel
-    """The losses so far, this one among them if it was learnt from."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +31,40 @@ class Spikes:
     history: History
     topology: Topology
 
-    def step(self, engine: Engine, loss: Tensor, lr: float, state: TrainState) -> Step:
-        """The optimizer's step, unless the loss spikes and such steps are skipped; ``state`` is that before it."""
-        policy = self.config.policy
-        if policy == "off":
-            return Step(engine.step(lr), False, state.level)
-        if policy == "skip" and self._is_spike(float(loss), state.level):
-            self._tell(float(loss), state)
-            return Step(StepResult(math.nan, applied=False), True, state.level)
-        result = engine.step(lr)
-        value = float(loss)
-        spiked = result.applied and self._is_spike(value, state.level)
+    @property
+    def wait(self) -> bool:
+        """Must a step be over before the next one begins?"""
+        return self.config.policy in ("skip", "rollback")
+
+    def step(self, engine: Engine, loss: Tensor, lr: float, state: TrainState) -> Tensor:
+        """The norm of the optimizer's step; NaN, and no step, where the loss spikes and such steps are skipped.
+
+        ``state`` is that before the step.
+        """
+        if self.config.policy == "skip" and self._is_spike(float(loss), state.level):
+            self._tell(float(loss), state.step + 1, state.consumed, state.level)
+            return torch.full_like(loss, math.nan)
+        return engine.step(lr).grad_norm
+
+    def judged(self, outcome: Outcome, state: TrainState) -> tuple[bool, LossLevel]:
+        """Is a step that was learnt from a spike, and the level of the losses after it; ``state`` may be a step on."""
+        level, loss = state.level, outcome.loss
+        if self.config.policy == "off" or not outcome.applied:
+            return False, level
+        spiked = self._is_spike(loss, level)
         if spiked:
-            self._tell(value, state)
-        bound = state.level.bound(self.config.deviations)
-        learnt = min(value, bound) if state.level.steps >= self.config.warmup else value
-        return Step(result, spiked, state.level.after(learnt) if result.applied else state.level)
+            self._tell(loss, outcome.step, state.consumed - (state.step - outcome.step + 1) * self.batch, level)
+        usual = min(loss, level.bound(self.config.deviations)) if level.steps >= self.config.warmup else loss
+        return spiked, level.after(usual)
 
     def _is_spike(self, loss: float, level: LossLevel) -> bool:
         return level.steps >= self.config.warmup and loss > level.bound(self.config.deviations)
 
-    def _tell(self, loss: float, state: TrainState) -> None:
+    def _tell(self, loss: float, step: int, first: int, level: LossLevel) -> None:
         if not self.topology.first:
             return
-        step, first = state.step + 1, state.consumed
         documents = _documents(self.samples, range(first, first + self.batch))
-        bound = state.level.bound(self.config.deviations)
+        bound = level.bound(self.config.deviations)
         self.history.add(
             "spike",
             step=step,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.content import contents
+from megatron_sep.errors import StoppedError
 from megatron_sep.files import versions
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.changes import Began, ChangedError, check_changes
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine
-from megatron_sep.train.history import History
+from megatron_sep.train.history import History, read_history
 from megatron_sep.weights.sealed import CheckpointError, TrainState, check_fits, describe
 
 
@@ -28,6 +29,15 @@ class Start:
     """The checkpoint that it goes on from."""
     changes: tuple[str, ...] = ()
     """Settings that are not as they were, all of them allowed."""
+
+
+def check_not_stopped(run_dir: Path, environment: Mapping[str, str]) -> None:
+    """Raise StoppedError where torchrun has started a run again that was asked to stop."""
+    restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts and [line["event"] for line in read_history(run_dir)][-1:] == ["stopped"]:
+        raise StoppedError(
+            f"{run_dir} was stopped as it was asked to; torchrun's restart {restarts} does not change that"
+        )
 
 
 def find_start(

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,10 +73,9 @@ class TrainState:
     """Steps that changed no weight: their gradient was not finite, or their loss was a spike."""
     level: LossLevel = LossLevel()
 
-    def advance(self, sequences: int, applied: bool, level: LossLevel | None = None) -> "TrainState":
+    def advance(self, sequences: int) -> "TrainState":
         """After one more step of so many sequences."""
-        skipped = self.skipped + (not applied)
-        return TrainState(self.step + 1, self.consumed + sequences, skipped, level or self.level)
+        return replace(self, step=self.step + 1, consumed=self.consumed + sequences)
 
 
 @dataclass(frozen=True)

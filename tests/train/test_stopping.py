@@ -96,6 +96,25 @@ def test_a_file_asks_for_a_checkpoint_or_for_the_end(tiny: Callable[..., RunConf
     assert steps_saved(config)[-1] == "step-00000008"
 
 
+def test_torchrun_does_not_start_a_stopped_run_again(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--max-restarts takes exit code 75 for a failure; whoever starts the run himself goes on."""
+    config = tiny(train={"steps": 3, "eval_every": 0})
+    config.dir.mkdir()
+    (config.dir / "stop").touch()
+    with pytest.raises(StoppedError, match="step 1 of 3"):
+        train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(StoppedError, match="was stopped as it was asked to; torchrun's restart 1 does not change that"):
+        train(config)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    train(config)
+    assert steps_saved(config)[-1] == "step-00000003"
+
+
 def test_an_interrupt_says_where_it_stopped_and_how_to_go_on(tiny: Callable[..., RunConfig]) -> None:
     """In step 7, with a checkpoint of step 4; before the first checkpoint it says so."""
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
+from support.cases import full_run
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.train.history import read_history
@@ -101,6 +105,45 @@ def test_a_save_that_fails_on_one_process_is_told_and_training_goes_on(runs: Pat
     assert failed["step"] == 2
     assert "No space left on device" in failed["message"]
     assert not list((runs / "full" / "checkpoints").glob("*.partial"))
+
+
+def test_a_run_that_is_cut_off_while_a_checkpoint_is_on_its_way_goes_on_from_the_one_before(runs: Path) -> None:
+    """The power goes in step 5, before step 4 is sealed: on from step 2, with the uninterrupted numbers."""
+    assert ends(runs, "cut") == ["powered off", "powered off"]
+    (resumed,) = [line for line in read_history(runs / "cut") if line["event"] == "resume"]
+    assert resumed["checkpoint"] == "step-00000002"
+    assert numbers(runs / "cut") == numbers(runs / "beside")
+    assert steps_saved(runs / "cut") == [2, 4, 6, 8]
+    assert not list((runs / "cut" / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.skipif(not full_run(), reason="starts two processes seven times; run with --full")
+def test_two_processes_killed_at_any_moment_go_on_exactly(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Six SIGKILLs of both, at random moments of 40 steps with a save every two: the uninterrupted numbers."""
+    random, cut = Random(0), tmp_path / "cut"
+    config = tiny(train={"steps": 40, "eval_every": 0}, checkpoint={"every": 2, "keep": 3}, parallel={"tensor": 2})
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert started(tmp_path / "run.yaml", tmp_path / "straight").wait(timeout=600) == 0
+    for kill in range(6):
+        job = started(tmp_path / "run.yaml", cut)
+        while len(numbers(cut)) < 6 * kill + 3 and job.poll() is None:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 1))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert started(tmp_path / "run.yaml", cut).wait(timeout=600) == 0
+    assert numbers(cut) == numbers(tmp_path / "straight")
+    assert steps_saved(cut) == [36, 38, 40]
+
+
+def started(config: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """`train` on two processes, in a process group of its own."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.Popen(
+        [*torchrun, "-m", "megatron_sep", "train", str(config), f"dir={folder}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
 
 
 def test_a_slow_process_is_named(runs: Path) -> None:

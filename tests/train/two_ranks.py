@@ -24,6 +24,10 @@ SLOW = 1.5
 """Seconds that rank 1 writes longer than rank 0."""
 
 
+class PoweredOffError(Exception):
+    """Nothing that follows is done any more."""
+
+
 class Late:
     """What an engine writes, there only after a while."""
 
@@ -52,6 +56,10 @@ def train(out: Path, name: str, prepare: Callable[[Any, Signals], None], *words:
         loop(run)
     except SepError as end:
         return f"{type(end).__name__}: {end}"
+    except PoweredOffError:
+        while run.saves._save is not None and run.saves._save.busy:  # a thread of a process that is gone is gone
+            time.sleep(0.01)
+        return "powered off"
     return "done"
 
 
@@ -80,6 +88,15 @@ def stopped(rank: int) -> Callable[[Any, Signals], None]:
         signals.can_finish = True
 
     return prepare
+
+
+def cut(_: int) -> Callable[[Any, Signals], None]:
+    """The power goes in step 5, while the checkpoint of step 4 is on its way."""
+
+    def off() -> None:
+        raise PoweredOffError
+
+    return in_step(5, off)
 
 
 def slow(rank: int) -> Callable[[Any, Signals], None]:
@@ -144,6 +161,7 @@ def main() -> None:
         "beside": (nothing, []),
         "waited": (nothing, ["checkpoint.background=false"]),
         "stopped": (stopped(rank), []),
+        "cut": (cut(rank), []),
         "slow": (slow(rank), ["checkpoint.every=3"]),
         "lagging": (lagging(rank), ["train.steps=4", "metrics.every=2", "parallel.tensor=1"]),
         "full": (full(rank), []),
@@ -152,7 +170,8 @@ def main() -> None:
         ends = topology.collect(lambda: train(out, name, prepare, *words))  # noqa: B023
         if topology.first:
             (out / f"{name}.json").write_text(json.dumps(ends))
-    topology.collect(lambda: train(out, "stopped", nothing))
+    for name in ("stopped", "cut"):
+        topology.collect(lambda: train(out, name, nothing))  # noqa: B023
     watch.leave(None)
 
 

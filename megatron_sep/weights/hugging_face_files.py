@@ -24,8 +24,10 @@ def _shards(index: Path) -> list[Path]:
         where: dict[str, str] = read_json(index)["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{index}: is no index of shards: {error!r}") from error
+    if not isinstance(where, dict):
+        raise WeightsError(f"{index}: is no index of shards: `weight_map` is a {type(where).__name__}")
     for tensor, name in where.items():
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise WeightsError(f"{index}: {tensor} is said to be in {name!r}; a shard lies beside its index")
         if not (index.parent / name).is_file():
             raise WeightsError(f"{index.parent / name}: no such file; {tensor} is in it")

@@ -60,7 +60,7 @@ class CheckpointFiles:
         wanted = create_read_items_for_chunk_list(key, saved, [ChunkStorageMetadata(offsets, sizes)])
         try:
             self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
-        except (*UNREADABLE, AssertionError, IndexError, TypeError) as error:
+        except UNREADABLE as error:
             why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise WeightsError(f"{self._path}: {key} is damaged, or no tensor: {why}") from error
         return frame[0] if stacked else frame

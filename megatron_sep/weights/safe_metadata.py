@@ -47,7 +47,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             found = _Restricted(file).load()
-    except (*UNREADABLE, pickle.PickleError, IndexError, TypeError, MemoryError, OverflowError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"{path}: is damaged, or no checkpoint of torch: {error}") from error
     if not isinstance(found, Metadata):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not the metadata of a checkpoint")

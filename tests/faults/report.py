@@ -5,7 +5,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import median
+from statistics import mean, median
 
 from faults.case import Fault
 from faults.server import Result, processor_seconds
@@ -25,6 +25,8 @@ class Row:
     detect: float | None
     """Median of the trials, in seconds."""
     recover: float | None
+    processor: float
+    """Mean of the trials, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def _row(fault: Fault, results: Sequence[Result]) -> Row:
         sum(result.wrong for result in results),
         round(median(detect), 2) if detect else None,
         round(median(recover), 2) if recover else None,
+        round(mean(result.processor for result in results), 1) if results else 0.0,
     )
 
 
@@ -93,7 +96,7 @@ def said(found: Record) -> str:
     """A line a fault, and the sums."""
     rows = [
         f"{row.name:4} {row.what:45} {row.survived:4} of {row.trials:4} survived, {row.wrong} wrong, detected "
-        f"{_seconds(row.detect)}, recovered {_seconds(row.recover)}"
+        f"{_seconds(row.detect)}, recovered {_seconds(row.recover)}, {row.processor} s of processors a trial"
         for row in found.rows
     ]
     trials, survived, wrong = (

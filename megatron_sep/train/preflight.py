@@ -51,7 +51,7 @@ class Need:
         checkpoint = size.parameters * (weights + 4 + _MOMENTS)
         return cls(
             checkpoint=checkpoint,
-            device=here * (weights + 4) + here * (mixed + _MOMENTS) // topology.data.size,
+            device=here * (weights + 4) + here * (mixed + _MOMENTS) // (topology.data.size * topology.context.size),
             host=checkpoint // topology.process.size if config.checkpoint.background else 0,
         )
 

@@ -121,7 +121,7 @@ def test_an_interrupt_says_where_it_stopped_and_how_to_go_on(tiny: Callable[...,
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    config = tiny()
+    config = tiny(checkpoint={"every": 4, "background": False})
     with pytest.raises(InterruptedRunError, match=r"after step 1 of 8; the same command goes on from its beginning"):
         train(config, at=(2, interrupt))
     with pytest.raises(InterruptedRunError, match=r"after step 6 of 8; the same command .* from .*step-00000004"):

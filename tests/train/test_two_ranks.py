@@ -151,6 +151,6 @@ def test_a_slow_process_is_named(runs: Path) -> None:
     (named,) = [line for line in read_history(runs / "lagging") if line["event"] == "slow rank"]
     assert named["rank"] == 1
     assert named["process"].startswith("rank 1 (process ")
-    assert named["seconds"] > 0.2 + named["others"]
+    assert named["seconds"] > 0.5 + named["others"]
     lines = [line for line in read_jsonl(runs / "lagging" / "metrics.jsonl") if "speed/slowest_rank" in line]
     assert [(line["step"], line["speed/slowest_rank"]) for line in lines] == [(2, 1), (4, 1)]

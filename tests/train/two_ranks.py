@@ -111,7 +111,7 @@ def slow(rank: int) -> Callable[[Any, Signals], None]:
 
 
 def lagging(rank: int) -> Callable[[Any, Signals], None]:
-    """Rank 1 takes a fifth of a second longer for each micro-batch."""
+    """Rank 1 takes half a second longer for each micro-batch."""
 
     def prepare(run: Any, _: Signals) -> None:
         if rank == 1:
@@ -119,7 +119,7 @@ def lagging(rank: int) -> Callable[[Any, Signals], None]:
 
             def late(step: int, consumed: int) -> Any:
                 for batch in take(step, consumed):
-                    time.sleep(0.2)
+                    time.sleep(0.5)
                     yield batch
 
             run.train_data.take = late

@@ -52,7 +52,7 @@ def _poison(steps: range, value: float, place: float, in_loss: bool, one_rank: b
         if count[0] in steps:
             before.append(_sum(engine))
         if count[0] in steps and not (one_rank and os.environ.get("RANK", "0") == "0"):
-            gradients = [parameter.main_grad.view(-1) for parameter in engine._weights.parameters()]
+            gradients = [parameter.main_grad.view(-1) for parameter in _parameters(engine)]
             chosen = gradients[int(place * len(gradients))]
             chosen[int(place * chosen.numel())] = value
             for gradient in gradients if one_rank else ():  # they are reduced already, and some part is this rank's
@@ -73,9 +73,14 @@ def _poison(steps: range, value: float, place: float, in_loss: bool, one_rank: b
     return put
 
 
+def _parameters(engine: Any) -> list[Any]:
+    """Of every part of the layers that this rank holds."""
+    return [parameter for part in engine._weights for parameter in part.parameters()]
+
+
 def _sum(engine: Any) -> str:
     digest = hashlib.sha256()
-    for parameter in engine._weights.parameters():
+    for parameter in _parameters(engine):
         digest.update(parameter.detach().numpy().tobytes())
     return digest.hexdigest()
 

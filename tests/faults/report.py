@@ -1,5 +1,6 @@
 """What a run of the faults found, as JSON and as the table of docs/reliability.md."""
 
+import gc
 import os
 import platform
 from collections.abc import Sequence
@@ -45,7 +46,11 @@ class Record:
 
 
 def import_everything() -> None:
-    """What a verb would import, once for all trials: they are forks of this process."""
+    """What a verb would import, once for all trials: they are forks of this process.
+
+    What is there then is none of their garbage collectors' business: megatron-core collects at each save, which would
+    walk through, and copy, all that was imported.
+    """
     os.environ |= {"TOKENIZERS_PARALLELISM": "false"}
     import torch
     from megatron.core import dist_checkpointing  # noqa: F401
@@ -56,6 +61,8 @@ def import_everything() -> None:
     import megatron_sep.weights.open_source  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
 
 
 def record(

@@ -190,6 +190,11 @@ def test_a_mistake_of_separators_is_one_line(separators: object, message: str, t
         ("extends: [a.yaml, {b: c}]", "is a file, or a list of files"),
         ("dir: &itself [*itself]", "is no configuration: Circular reference"),
         ("2026-01-01: 5", "is no configuration: keys must be str"),
+        ("a: !!int b", "holds a value that cannot be"),
+        ("a: !!map b", "is no valid YAML"),
+        (f"a: 1{':1' * 300_000}", "a number of 600,001 characters; 400 are the most"),
+        ("extends: /dev/zero", "a configuration has 1,048,576 at most"),
+        ('extends: "a\\0b"', "is a file, or a list of files"),
     ],
 )
 def test_broken_files_are_refused_and_run_no_code(

@@ -488,6 +488,8 @@ class RunConfig(Section):
                 self.parallel.sequence_parallel and self.train.loss_chunk is not None,
                 f"train.loss_chunk={self.train.loss_chunk} would gather the sequence anew for each chunk: set "
                 "parallel.sequence_parallel: false, or train.loss_chunk: null",
+            ),
+            (
                 self.train.spike.policy == "rollback" and self.data.order == "neox",
                 "train.spike.policy=rollback takes more samples than the run has steps, data.order=neox holds no more: "
                 "set another of the two",

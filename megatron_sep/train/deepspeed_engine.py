@@ -23,6 +23,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_modules,
 )
 from megatron.core import dist_checkpointing
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.model.decoder import Decoder
+from megatron_sep.model.decoder_layer import DecoderLayer
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult, Written
 from megatron_sep.train.microbatch import Microbatch
@@ -71,6 +73,8 @@ class DeepSpeedEngine(Engine):
         self._decays = {name: parameter.dim() > 1 for name, parameter in self._parameters.items()}
         adamw: AdamW = model.operations.adamw
         settings = _settings(model, optimizer, precision, zero_stage, micro_batch_size)
+        if zero_stage == 3:  # a layer adds the biases of its parts itself, so it is gathered as a whole
+            set_z3_leaf_modules(model, [DecoderLayer])
         self._engine = _initialise(model, self._optimizer(adamw), settings)
         self._zero = self._engine.optimizer
         for partition in self._partitions():

@@ -169,7 +169,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
 
 
 def _compiled(config: RunConfig, topology: Topology) -> bool:
-    """Whether layers are compiled; under ZeRO 3 a weight is there only while its module runs."""
+    """Whether layers are compiled; under ZeRO 3 a weight is there only while its layer runs."""
     asked = config.train.compile
     return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,38 @@ def show(config: RunPath, overrides: Overrides = None) -> None:
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML of a run that is to fit", show_default=False)] = None,
+    overrides: Overrides = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="measure instead each rank of the job that this is started in")
+    ] = False,
+) -> None:
+    """Say what is installed, what computes a run, and whether it fits; a line with ! is in its way (exit code 1)."""
+    from megatron_sep.config import load_config
+
+    run_config = None if config is None else load_config(config, overrides or ())
+    warnings.simplefilter("ignore")  # of what libraries do not find; the lines below say it
+    from megatron_sep.report.doctor import doctor as examine_machine
+
+    if distributed:
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
+
+        with process_groups(run_config.parallel if run_config else ParallelConfig()) as topology:
+            from megatron_sep.report.doctor_ranks import examine
+
+            for line in examine(topology):
+                topology.say(line)
+        return
+    lines = []
+    for line in examine_machine(run_config):
+        typer.echo(line)
+        lines.append(line)
+    raise typer.Exit(any(line.startswith("!") for line in lines))
 
 
 @app.command()

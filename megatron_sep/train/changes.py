@@ -28,7 +28,6 @@ _NO_MATTER = (
     "train.loss_chunk",
     "train.micro_batch_size",
     "train.max_skipped_steps",
-    "train.engine",
     "attention.backend",
     "data.cache",
 )

@@ -69,6 +69,11 @@ class AttentionPattern:
         """Does the reach of any token end before its document does?"""
         return self.window is not None
 
+    @property
+    def of_prompt(self) -> "AttentionPattern":
+        """What a prompt is read under: the pattern itself."""
+        return self
+
     def survivors(self, landmark_RC: Tensor, length_R: Tensor) -> Tensor:
         """Which of the first ``length`` slots an eviction leaves, whatever their reach: all, bool [R, C]."""
         return _positions(landmark_RC) < length_R[:, None]

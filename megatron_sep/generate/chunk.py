@@ -36,7 +36,11 @@ class TokenPolicy(Protocol):
 
     @property
     def bounded(self) -> bool:
-        """Are there never more than ``capacity`` tokens, whatever the text?"""
+        """Are there never more than ``capacity`` tokens, whatever the text, but for a prompt that is read whole?"""
+
+    @property
+    def of_prompt(self) -> "TokenPolicy":
+        """What a prompt is read under, up to the first pass with a single token."""
 
     def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
         """Which tokens outlive the window: bool [B, T]; ``place`` is that in their documents, from 0."""

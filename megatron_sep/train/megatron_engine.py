@@ -82,6 +82,9 @@ class MegatronEngine(Engine):
         self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
         self._adamw: AdamW = model.operations.adamw
         self._optimizer = _optimizer(self._models, self._adamw, optimizer, precision, loss_scale)
+        self._rounded = _rounded(self._optimizer)
+        if self._adamw.rounds:
+            self._optimizer.optimizer.rounded = self._rounded
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
@@ -165,14 +168,9 @@ class MegatronEngine(Engine):
 
     def _apply(self) -> None:
         """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
-        core = self._optimizer
-        core.optimizer.step()
-        weights, masters = (
-            [shard for group in groups for shard in group]
-            for groups in (core.shard_float16_groups, core.shard_fp32_from_float16_groups)
-        )
-        if weights:
-            torch._foreach_copy_(weights, masters)
+        self._optimizer.optimizer.step()
+        if self._rounded and not self._adamw.rounds:
+            torch._foreach_copy_(list(self._rounded.values()), list(self._rounded))
         for model in self._models:
             model.start_param_sync()
 
@@ -249,6 +247,15 @@ class MegatronEngine(Engine):
         """Over all ranks, of the losses that a rank of the last pipeline stage has."""
         mean: Tensor = torch.stack(list(found)).mean() if found else torch.zeros((), device=self._topology.device)
         return self._topology.mean_over_last_stages(mean)
+
+
+def _rounded(optimizer: MegatronOptimizer) -> dict[Tensor, Tensor]:
+    """Of each fp32 master of this rank the 16-bit weight that computes; none in fp32."""
+    masters, weights = (
+        [shard for group in groups for shard in group]
+        for groups in (optimizer.shard_fp32_from_float16_groups, optimizer.shard_float16_groups)
+    )
+    return dict(zip(masters, weights, strict=True))
 
 
 def _recorder(wanted: str, core: TransformerConfig, topology: Topology) -> Recorder | None:

@@ -1,6 +1,7 @@
 """A way to train: what the loop asks of it."""
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,15 @@ class StepResult:
 class Writing(Protocol):
     """A save that has begun: training may go on, the files are whole when ``finish`` returns."""
 
+    def done(self) -> bool:
+        """Is this rank's part over, written or failed, so that ``finish`` need not wait for it?"""
+        ...
+
     def finish(self) -> Sequence[Path]:
-        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing."""
+        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing.
+
+        Every rank of the job calls it together.
+        """
         ...
 
 
@@ -53,6 +61,10 @@ class Engine(ABC):
     @abstractmethod
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass; 1 but for fp16."""
+
+    def own_seconds(self) -> float:
+        """Mean seconds of a step since the last call in which this rank did not wait for others; NaN: not measured."""
+        return math.nan
 
     @abstractmethod
     def begin_save(self, folder: Path) -> Writing:

@@ -25,7 +25,6 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
     set_z3_leaf_modules,
 )
-from megatron.core import dist_checkpointing
 from torch import Tensor, nn
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig

@@ -207,6 +207,7 @@ def _plan(landmark_E: Tensor, reach_end_E: Tensor, first: int, tokens: int, devi
         torch.minimum(reach_E, entries - index_E)[None].to(device, torch.int32),
         causal=window == entries,
         max_landmarks=int(landmark_E.sum()),
+        even=past == 0,  # tokens of the past are seen as far as they were when they were new
     )
     return indexed(plan.of_queries(range(past, entries)))
 

@@ -21,6 +21,8 @@ class Call:
     """Is the factor on the scores of attention greater than 0?"""
     whole: bool = True
     """Are the queries all of the keys' tokens, not a span of them?"""
+    even: bool = True
+    """Is the plan's window all that a query sees but landmarks (``MaskPlan.even``)?"""
     training: bool = False
     """Will gradients flow?"""
     tensor_parallel: int = 1

@@ -1,23 +1,27 @@
 """The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import dropout
 
+from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.config.schema import Recompute
 from megatron_sep.kernels.norm import MakeNorm
+from megatron_sep.model.branches import SelfAttention, transform
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
+from megatron_sep.model.recompute import recomputed
 
+Plan: TypeAlias = MaskPlan | ContextPlan
 _COMPILATIONS = 64
 """The most of one layer: each window of an annealing has its own, in training and in validation."""
 
@@ -54,37 +58,59 @@ class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
 class DecoderLayer(TransformerLayer):  # type: ignore[misc]
     """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
 
-    def __init__(self, *args: Any, parallel_residual: bool, recompute: bool, compiled: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        operations: Operations,
+        parallel_residual: bool,
+        recompute: bool,
+        compiled: bool,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.open_residual, self.bias_gelu = operations.open_residual, operations.bias_gelu
         self.recompute = recompute
         residual = self._parallel_residual if parallel_residual else self._sequential_residual
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[Plan], rotary_pos_emb: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
-            kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
-            return checkpoint(
-                self.residual, hidden_states, plan, rotary_pos_emb, use_reentrant=False, context_fn=kept
-            ), None
+            return recomputed(self.residual, hidden_states, plan, rotary_pos_emb), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
-        transformed = self.mlp(self.pre_mlp_layernorm(x))
-        return self._add(transformed, self._add(attended, x))
+    def _parallel_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
+        (normal, other), stream = self._open(x, (self.input_layernorm, self.pre_mlp_layernorm), self._both)
+        attended = self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=rotary))
+        return stream + attended + self._branch(transform(self.mlp, self.bias_gelu, other))
 
-    def _sequential_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
-        x = self._add(attended, x)
-        return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
+    def _sequential_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
+        (normal,), stream = self._open(x, (self.input_layernorm,), self._both[:1])
+        x = stream + self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=rotary))
+        (normal,), stream = self._open(x, (self.pre_mlp_layernorm,), self._both[1:])
+        return stream + self._branch(transform(self.mlp, self.bias_gelu, normal))
 
-    def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
-        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
-        return add(output_with_bias, x, self.hidden_dropout)  # type: ignore[no-any-return]
+    @property
+    def _both(self) -> tuple[RowLinear, RowLinear]:
+        """The matrix products that write to the residual stream."""
+        return self.self_attention.linear_proj, self.mlp.linear_fc2
+
+    def _open(
+        self, x: Tensor, norms: Sequence[torch.nn.Module], writers: Sequence[RowLinear]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The norms of x, and x with the biases of what will be added, unless dropout falls on them too."""
+        biases = [] if self.hidden_dropout else [writer.bias for writer in writers if writer.bias is not None]
+        return self.open_residual(x, norms, biases)
+
+    def _branch(self, output_with_bias: tuple[Tensor, Tensor | None]) -> Tensor:
+        """What a branch adds to the stream that ``_open`` gave."""
+        output, bias = output_with_bias
+        if not self.hidden_dropout:
+            return output
+        return dropout(output if bias is None else output + bias, self.hidden_dropout, self.training)
 
 
 def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -94,40 +120,33 @@ def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(residual, dynamic=False)
 
 
-def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Contexts for torch's checkpoint: the recomputation draws from megatron-core's random states as they were."""
-    return contextlib.nullcontext(), _restored(states)
-
-
-@contextlib.contextmanager
-def _restored(states: dict[str, Tensor]) -> Iterator[None]:
-    tracker = tensor_parallel.get_cuda_rng_tracker()
-    now = tracker.get_states()
-    tracker.set_states(states)
-    try:
-        yield
-    finally:
-        tracker.set_states(now)
-
-
 def decoder_block(
     *,
     num_layers: int,
     operations: Operations,
     parallel_residual: bool,
-    recompute: bool,
+    recompute: Recompute,
     compiled: bool,
+    context_group: dist.ProcessGroup | None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
     spec.module = DecoderLayer
-    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    spec.params = {
+        "operations": operations,
+        "parallel_residual": parallel_residual,
+        "recompute": recompute is True,
+        "compiled": compiled,
+    }
     norm = ModuleSpec(module=Norm, params={"make": operations.norm})
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
-        module=SepCoreAttention, params={"operations": operations}
+        module=SepCoreAttention,
+        params={"operations": operations, "context_group": context_group, "recompute": recompute == "selective"},
     )
+    parts.self_attention.module = SelfAttention
+    parts.self_attention.params["split_rotated"] = operations.split_rotated
     parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

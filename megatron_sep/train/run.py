@@ -1,10 +1,11 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sep.attention.annealing import Annealing
+from megatron_sep.config.layout import job_mistakes
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.config.size import ModelSize
 from megatron_sep.data.once import Once
@@ -15,7 +16,9 @@ from megatron_sep.data.separator_notes import separator_notes
 from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
+from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.changes import check_changes
@@ -24,6 +27,7 @@ from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.outcomes import Outcomes
 from megatron_sep.train.schedule import LearningRate
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
@@ -45,6 +49,8 @@ class Run:
     metrics: Metrics
     statistics: Statistics
     state: TrainState
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    skipped_in_a_row: int = 0
 
     def save(self) -> Path:
         """Write a checkpoint of where the run stands, and wait for it. Raises NotWrittenError."""
@@ -92,10 +98,11 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     raised on all. Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
     """
     inputs: Inputs = topology.together(lambda: open_inputs(config))
-    _check_batch(config, topology)
     resolved = inputs.resolved
+    _check_job(config, resolved.vocab_size, topology)
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
+    set_determinism(config.train.deterministic)
     config = _with_schedule(config, newest, topology)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
     changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
@@ -141,40 +148,55 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
     source = None
     if new and init_from is not None:
         source = open_first_weights(init_from, config.model, config.tokenizer.path, resolved.tokenizer.vocab_size)
-    train = config.train
-    model = build_model(
-        config.model,
-        topology,
-        sequence_parallel=config.parallel.sequence_parallel,
-        vocab_size=resolved.vocab_size,
-        precision=train.precision,
-        seed=train.seed,
-        backend=config.attention.backend,
-        recompute=train.recompute,
-        compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
-    )
+    model, *further_chunks = _models(config, resolved.vocab_size, topology)
     if source is not None:
-        load_weights(model, source, config.model.model_copy(update={"vocab_size": resolved.vocab_size}), topology)
-    engine: Engine = engine_class(train.engine)(
+        whole = config.model.model_copy(update={"vocab_size": resolved.vocab_size})
+        for part in (model, *further_chunks):
+            load_weights(part, source, whole, topology)
+    engine: Engine = engine_class(config.train.engine)(
         model,
         topology,
         config.optimizer,
-        precision=train.precision,
-        loss_scale=train.loss_scale,
+        precision=config.train.precision,
+        loss_scale=config.train.loss_scale,
         sequence_length=config.model.sequence_length,
-        micro_batch_size=train.micro_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        cuda_graphs=config.train.cuda_graphs,
+        **({"further_chunks": further_chunks} if further_chunks else {}),
     )
     return engine
 
 
-def _check_batch(config: RunConfig, topology: Topology) -> None:
-    ranks = topology.data.size
-    together = config.train.micro_batch_size * ranks
-    if config.train.global_batch_size % together:
-        raise RunError(
-            f"train.global_batch_size={config.train.global_batch_size} does not divide by train.micro_batch_size="
-            f"{config.train.micro_batch_size} x {ranks} data-parallel rank(s); set it to a multiple of {together}"
+def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:
+    """This process's part of the model: one, or one a chunk of an interleaved pipeline."""
+    train = config.train
+    return [
+        build_model(
+            config.model,
+            topology,
+            sequence_parallel=config.parallel.sequence_parallel,
+            vocab_size=vocab_size,
+            precision=train.precision,
+            seed=train.seed,
+            backend=config.attention.backend,
+            recompute=train.recompute,
+            compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
+            chunk=chunk,
         )
+        for chunk in range(topology.chunks)
+    ]
+
+
+def _check_job(config: RunConfig, vocab_size: int, topology: Topology) -> None:
+    """Raise RunError with all that does not fit this job, before a model is built."""
+    mistakes = job_mistakes(config.parallel, config.train, topology.process.size)
+    if vocab_size % topology.tensor.size:
+        mistakes.append(
+            f"the vocabulary of {vocab_size} (model.vocab_multiple={config.model.vocab_multiple}) does not divide by "
+            f"parallel.tensor={topology.tensor.size}; set model.vocab_multiple to a multiple of that"
+        )
+    if mistakes:
+        raise RunError("; ".join(mistakes))
 
 
 def _metrics(config: RunConfig, state: TrainState, topology: Topology) -> Metrics:

@@ -23,6 +23,7 @@ TABLE = operations_table()
 ROWS = [(operation, row) for operation in TABLE.values() for row in operation.implementations]
 HOPPER = (9, 0)
 ATTENTIONS = ("sep_attention", "sep_decode", "sep_compact")
+PASSES = ("layernorm", "rmsnorm", "open_residual", "split_rotated", "bias_gelu")
 OUTSIDE = ("apex", "transformer_engine")
 
 by_row = pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{table.name}-{row.name}" for table, row in ROWS])
@@ -35,6 +36,7 @@ calls = st.builds(
     dropout=st.booleans(),
     positive_scale=st.booleans(),
     whole=st.booleans(),
+    even=st.booleans(),
     training=st.booleans(),
     tensor_parallel=st.sampled_from([1, 2]),
 )
@@ -79,14 +81,21 @@ def test_a_name_is_taken_or_refused_with_the_rows_own_reason(
         *((name, Call("cuda", torch.float16, (7, 5), head_size=64), "reference") for name in ATTENTIONS),
         *((name, Call("cuda", torch.bfloat16, HOPPER, head_size=260), "reference") for name in ATTENTIONS),
         ("sep_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, dropout=True), "reference"),
-        ("sep_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, whole=False), "reference"),
+        ("sep_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, whole=False), "triton"),
+        ("sep_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, even=False), "reference"),
         ("full_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, dropout=True), "torch"),
         ("full_attention", Call("cuda", torch.bfloat16, HOPPER, head_size=64, whole=False), "reference"),
-        ("cross_entropy", Call("cuda", torch.bfloat16, HOPPER), "torch"),
-        ("cross_entropy", Call("cuda", torch.bfloat16, HOPPER, tensor_parallel=2), "megatron_fused"),
-        ("cross_entropy", Call("cuda", torch.float32, HOPPER, tensor_parallel=2), "megatron"),
+        ("cross_entropy", Call("cuda", torch.bfloat16, HOPPER), "triton"),
+        ("cross_entropy", Call("cuda", torch.bfloat16, HOPPER, tensor_parallel=2), "triton_split"),
+        ("cross_entropy", Call("cuda", torch.float32, HOPPER, tensor_parallel=2), "triton_split"),
+        ("cross_entropy", Call("cuda", torch.bfloat16, (7, 5), tensor_parallel=2), "megatron_fused"),
+        ("cross_entropy", Call("cuda", torch.float32, (7, 5), tensor_parallel=2), "megatron"),
+        ("cross_entropy", Call("cpu", torch.float32), "torch"),
         ("cross_entropy", Call("cpu", torch.float32, tensor_parallel=2), "megatron"),
-        *((name, Call("cuda", torch.bfloat16, HOPPER), "torch") for name in ("layernorm", "rmsnorm", "adamw")),
+        ("adamw", Call("cuda", torch.bfloat16, HOPPER), "torch"),
+        *((name, Call("cuda", torch.bfloat16, HOPPER), "triton") for name in PASSES),
+        *((name, Call("cuda", torch.float64, HOPPER), "torch") for name in ("layernorm", "rmsnorm", "bias_gelu")),
+        *((name, Call("cpu", torch.float32), "reference") for name in ("open_residual", "split_rotated")),
     ],
     ids=str,
 )
@@ -103,13 +112,21 @@ IMPOSSIBLE = [
     ("sep_attention", "triton", {"head_size": 257}, "head sizes to 256, not 257"),
     ("sep_attention", "triton", {"dropout": True}, "no dropout; set the dropout to 0"),
     ("sep_attention", "triton", {"positive_scale": False}, "positive scale"),
-    ("sep_attention", "triton", {"whole": False}, "a span of them"),
+    ("sep_attention", "triton", {"even": False}, "one window for all keys"),
     ("sep_attention", "flex", {"dropout": True}, "no dropout"),
     ("sep_attention", "flex", {"head_size": 8}, "head sizes from 16 on CUDA, not 8"),
     ("sep_attention", "flex", {"device": "cpu", "training": True}, "no backward pass on the CPU"),
     ("full_attention", "torch", {"whole": False}, "a span of them"),
     ("sep_decode", "triton", {"head_size": 12}, "from 16 to 256 in steps of 8, not 12"),
     ("sep_compact", "triton", {"dtype": torch.float64}, "not torch.float64"),
+    ("layernorm", "triton", {"device": "cpu", "dtype": torch.float64}, "not torch.float64"),
+    ("rmsnorm", "triton", {"capability": (7, 0)}, "compute capability 7.0, Triton needs 8.0"),
+    ("open_residual", "triton", {"device": "mps"}, "on mps, Triton needs CUDA"),
+    ("split_rotated", "triton", {"dtype": torch.float64}, "not torch.float64"),
+    ("bias_gelu", "triton", {"dtype": torch.float64}, "not torch.float64"),
+    ("cross_entropy", "triton", {"tensor_parallel": 2}, "split over 2 ranks"),
+    ("cross_entropy", "triton", {"dtype": torch.float64}, "not torch.float64"),
+    ("cross_entropy", "triton_split", {"dtype": torch.float64}, "not torch.float64"),
     ("cross_entropy", "torch", {"tensor_parallel": 2}, "split over 2 ranks; set parallel.tensor=1"),
     ("cross_entropy", "reference", {"tensor_parallel": 4}, "split over 4 ranks"),
     ("cross_entropy", "megatron_fused", {"dtype": torch.float32}, "to bf16, the logits are torch.float32"),

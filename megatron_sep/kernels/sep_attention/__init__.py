@@ -52,6 +52,7 @@ def sep_attention(
         dropout=not dropout <= 0,
         positive_scale=not scale <= 0,
         whole=plan.span is None,
+        even=plan.even,
         training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
     )
     out: Tensor = attend(q_BHSD, k_BHSD, v_BHSD, plan, scale, *((dropout,) if dropout else ()))

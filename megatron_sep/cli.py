@@ -1,6 +1,8 @@
 """The verbs: parse, load the configuration, call one function each. Heavy imports live inside the verb."""
 
+import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +21,10 @@ A YAML file describes a run; configs/runs/ has examples. Words behind its name s
 
 python -m megatron_sep train configs/runs/quickstart.yaml train.steps=400
 """
-EXIT_CODES = "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 75 saved and stopped, "
+    "130 interrupted."
+)
 
 
 class Verbs(TyperGroup):
@@ -39,8 +44,18 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
-        typer.echo(f"error: {failure}", err=True)
+        if not failure.of_the_job or os.environ.get("RANK", "0") == "0":
+            typer.echo(f"{failure.begins}{failure}", err=True)
+        _end_if_writing(failure.exit_code)
         raise typer.Exit(failure.exit_code)
+
+
+def _end_if_writing(code: int) -> None:
+    """A thread inside torch, as one that writes a checkpoint, does not outlive an interpreter that ends in order."""
+    if any(thread.name == "checkpoint" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 app = typer.Typer(
@@ -72,15 +87,17 @@ def train(
     from megatron_sep.config import load_config
 
     run_config = load_config(config, overrides or ())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
+    from megatron_sep.train.signals import heard_signals
 
-    with process_groups(run_config.parallel, run_config.train.seed) as topology:
+    with heard_signals() as signals, process_groups(run_config.parallel, run_config.train.seed) as topology:
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
         from megatron_sep.train.run_lock import run_lock
 
         with run_lock(run_config.dir, topology):
-            train_loop(build_run(run_config, topology, allow_change or ()))
+            train_loop(build_run(run_config, topology, allow_change or (), signals))
 
 
 @app.command()
@@ -270,6 +287,13 @@ def generate(
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given again")] = None,
     prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line, all in one batch")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines to write, one for each of --prompts, thousands if need be; goes on with what it has"
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="with --out: texts that are continued at once")] = 32,
     attention: Annotated[
         Path | None, typer.Option(help="YAML with another pattern than the model's own; see configs/attention/")
     ] = None,
@@ -299,6 +323,12 @@ def generate(
         from megatron_sep.generate.session import open_session, read_prompts
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+        if out is not None:
+            from megatron_sep.generate.folder import continue_file
+
+            options = {"attention": attention, "streaming": streaming, "positions": positions, "prefill": prefill}
+            typer.echo(continue_file(checkpoint, prompts, out, prompt or (), rows, sampling, options), err=True)
+            return
         texts = read_prompts(prompt or (), prompts)
         session = open_session(checkpoint, attention, streaming, positions, prefill)
     cache = session.attachment.new_cache()

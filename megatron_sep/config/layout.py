@@ -52,7 +52,7 @@ def engine_mistakes(parallel: "ParallelConfig", train: "TrainConfig", optimizer:
         ),
         (
             parallel.zero_stage == 3 and train.compile == "on",
-            "parallel.zero_stage=3 gathers each weight when its module runs, which train.compile=on cannot follow; set "
+            "parallel.zero_stage=3 gathers each layer when it runs, which train.compile=on cannot follow; set "
             "train.compile=off or a lower zero_stage",
         ),
     )

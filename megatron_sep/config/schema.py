@@ -327,6 +327,20 @@ class LossScaleConfig(Section):
     hysteresis: PositiveInt = 2
 
 
+class SpikeConfig(Section):
+    """A loss far above those before it."""
+
+    policy: Literal["off", "log", "skip", "rollback"] = "log"
+    """log: say it, with the documents of the step. skip: learn nothing from it; the loss is waited for before the
+    optimizer's step. rollback: go back to the newest checkpoint, and on from there with the data after the spike."""
+    deviations: Annotated[float, Field(gt=0)] = 8.0
+    """Standard deviations above the mean of about the last hundred losses, 1 % of the mean each at least."""
+    warmup: PositiveInt = 100
+    """Steps before the first loss is judged."""
+    rollbacks: PositiveInt = 3
+    """Stop at the next spike after so many rollbacks to the same checkpoint."""
+
+
 class TrainConfig(Section):
     """How long and how precisely; the defaults are Pythia's."""
 
@@ -347,12 +361,26 @@ class TrainConfig(Section):
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
     """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
+    operations: dict[str, str] = {}
+    """Implementations by operation, as in {layernorm: apex}, instead of those that fit best; named in
+    kernels/registry.py."""
+    loss_chunk: PositiveInt | None = None
+    """Tokens whose logits exist at once: less memory, and the output layer's product is computed twice. null: all of a
+    micro-batch."""
     eval_every: NonNegativeInt = 1000
     """Steps between validations; 0: none."""
     eval_batches: PositiveInt = 10
     """Global batches of one validation."""
     max_skipped_steps: PositiveInt = 50
-    """Stop after so many steps in a row with a gradient that is not finite."""
+    """Stop after so many steps in a row that change no weight: their gradient is not finite, or a spike is skipped."""
+    spike: SpikeConfig = SpikeConfig()
+
+    @field_validator("operations")
+    @classmethod
+    def _attention_has_its_own_key(cls, operations: dict[str, str]) -> dict[str, str]:
+        if "sep_attention" in operations:
+            raise ValueError(f"sep_attention={operations['sep_attention']}: set attention.backend to it")
+        return operations
 
 
 class ParallelConfig(Section):
@@ -373,8 +401,8 @@ class ParallelConfig(Section):
     """Ranks that share each sequence: every one holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
-    timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10
-    """How long a process waits for the others before the job ends; a year at most."""
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 5.0
+    """How long a process waits for one that died, froze or hangs before the job ends; a year at most."""
 
     @field_validator("engine")
     @classmethod
@@ -415,6 +443,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always makes one."""
     keep: PositiveInt | None = None
     """Newest checkpoints to keep; null: all."""
+    background: bool = True
+    """Train on while a checkpoint is written, from a copy of it in the host's memory; false: wait for it."""
     init_from: Path | None = None
     """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
     Llama. null: weights drawn from train.seed."""
@@ -475,6 +505,16 @@ class RunConfig(Section):
             (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
+            ),
+            (
+                self.parallel.sequence_parallel and self.train.loss_chunk is not None,
+                f"train.loss_chunk={self.train.loss_chunk} would gather the sequence anew for each chunk: set "
+                "parallel.sequence_parallel: false, or train.loss_chunk: null",
+            ),
+            (
+                self.train.spike.policy == "rollback" and self.data.order == "neox",
+                "train.spike.policy=rollback takes more samples than the run has steps, data.order=neox holds no more: "
+                "set another of the two",
             ),
         )
         mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)

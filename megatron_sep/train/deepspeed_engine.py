@@ -23,15 +23,17 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_modules,
 )
-from megatron.core import dist_checkpointing
 from torch import Tensor, nn
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.model.decoder import Decoder
+from megatron_sep.model.decoder_layer import DecoderLayer
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.engine import Engine, StepResult, Written
+from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.checkpoint_files import OPTIMIZER_STATE, CheckpointFiles
 from megatron_sep.weights.sealed import CheckpointError
@@ -71,6 +73,8 @@ class DeepSpeedEngine(Engine):
         self._decays = {name: parameter.dim() > 1 for name, parameter in self._parameters.items()}
         adamw: AdamW = model.operations.adamw
         settings = _settings(model, optimizer, precision, zero_stage, micro_batch_size)
+        if zero_stage == 3:  # a layer adds the biases of its parts itself, so it is gathered as a whole
+            set_z3_leaf_modules(model, [DecoderLayer])
         self._engine = _initialise(model, self._optimizer(adamw), settings)
         self._zero = self._engine.optimizer
         for partition in self._partitions():
@@ -149,13 +153,12 @@ class DeepSpeedEngine(Engine):
         """1: there is no fp16 here."""
         return 1.0
 
-    def begin_save(self, folder: Path) -> Written:
-        """In torch's distributed format, through megatron-core; the folder holds all of it when this returns.
+    def begin_save(self, folder: Path) -> MegatronWriting:
+        """In torch's distributed format, through megatron-core, from a copy on the host.
 
-        The ranks take turns in writing a weight, which they put together one at a time.
+        The ranks take turns in holding a weight, which they put together one at a time.
         """
-        dist_checkpointing.save(self._state(), str(folder))
-        return Written.by(self._topology.process.rank, folder)
+        return MegatronWriting(self._state(), folder, self._topology.process.rank)
 
     def _state(self) -> Tree:
         """This rank's share of the weights and of the optimizer's state, as ``MegatronEngine`` names them."""

@@ -1,7 +1,7 @@
 """A way to train: what the loop asks of it."""
 
 import importlib
-import re
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,30 +26,16 @@ class StepResult:
 class Writing(Protocol):
     """A save that has begun: training may go on, the files are whole when ``finish`` returns."""
 
-    def finish(self) -> Sequence[Path]:
-        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing."""
+    def done(self) -> bool:
+        """Is this rank's part over, written or failed, so that ``finish`` need not wait for it?"""
         ...
 
-
-_RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
-"""What torch's distributed checkpoint calls the files of a rank."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A save that is over."""
-
-    files: tuple[Path, ...]
-
-    @classmethod
-    def by(cls, rank: int, folder: Path) -> "Written":
-        """Of a distributed checkpoint: a rank's own tensors are its own, what there is once is the first rank's."""
-        owners = {path: _RANK_FILE.fullmatch(path.name) for path in sorted(folder.iterdir())}
-        return cls(tuple(path for path, found in owners.items() if int(found[1] if found else 0) == rank))
-
     def finish(self) -> Sequence[Path]:
-        """The files that this rank wrote."""
-        return self.files
+        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing.
+
+        Every rank of the job calls it together.
+        """
+        ...
 
 
 class Engine(ABC):
@@ -78,6 +64,10 @@ class Engine(ABC):
     @abstractmethod
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass; 1 but for fp16."""
+
+    def own_seconds(self) -> float:
+        """Mean seconds of a step since the last call in which this rank did not wait for others; NaN: not measured."""
+        return math.nan
 
     @abstractmethod
     def begin_save(self, folder: Path) -> Writing:

@@ -26,8 +26,10 @@ from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.engine import Engine, StepResult, Written
+from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.own_work import OwnWork
 from megatron_sep.train.recorded import Recorder
 from megatron_sep.weights.safe_metadata import read_metadata
 
@@ -76,7 +78,8 @@ class MegatronEngine(Engine):
         self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
         self._adamw: AdamW = model.operations.adamw
         self._optimizer = self._make_optimizer(precision, loss_scale)
-        core.finalize_model_grads_func = finalize_model_grads
+        self._own_work = OwnWork(topology.device)
+        core.finalize_model_grads_func = self._finalize
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
         self._recorder = _recorder(cuda_graphs, core, topology)
@@ -90,6 +93,7 @@ class MegatronEngine(Engine):
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
+        self._own_work.begin()
         for model in self._models:
             model.train()
         if self._recorder is None:
@@ -101,8 +105,17 @@ class MegatronEngine(Engine):
         for batch in microbatches:
             learn = partial(self._learn, count=count, first=not losses)
             losses.append(self._recorder.run("training", learn, batch, count, not losses))
-        finalize_model_grads(self._models)
+        self._finalize(self._models)
         return self._mean(losses)
+
+    def _finalize(self, *arguments: Any, **options: Any) -> None:
+        """Where megatron-core reduces the gradients over the ranks."""
+        self._own_work.end()
+        finalize_model_grads(*arguments, **options)
+
+    def own_seconds(self) -> float:
+        """Mean seconds of a step's passes since the last call, up to where the gradients are reduced."""
+        return self._own_work.seconds()
 
     @torch.no_grad()
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -183,10 +196,9 @@ class MegatronEngine(Engine):
         dist.all_reduce(square, group=self._optimizer.get_grad_stats_parallel_group())
         return square.sqrt()
 
-    def begin_save(self, folder: Path) -> Written:
-        """In torch's distributed format, through megatron-core; the folder holds all of it when this returns."""
-        dist_checkpointing.save(self._state(), str(folder))
-        return Written.by(self._topology.process.rank, folder)
+    def begin_save(self, folder: Path) -> MegatronWriting:
+        """In torch's distributed format, through megatron-core, from a copy on the host."""
+        return MegatronWriting(self._state(), folder, self._topology.process.rank)
 
     def load(self, folder: Path) -> None:
         """On this or another number of ranks, in this or another layout. No code of the files runs."""

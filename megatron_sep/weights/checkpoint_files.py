@@ -3,6 +3,7 @@
 megatron-core itself can only load all layers of a stack at once.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_sep.weights.safe_metadata import read_metadata
-from megatron_sep.weights.tensor_files import Shape
+from megatron_sep.weights.tensor_files import UNREADABLE, Shape, WeightsError
 
 _STACK = "decoder.layers."
 OPTIMIZER_STATE = "optimizer.state"
@@ -34,6 +35,7 @@ class CheckpointFiles:
         self._reader = FileSystemReader(path)
         metadata = read_metadata(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._path = path
         self._prefix = "" if of_optimizer is None else f"{OPTIMIZER_STATE}.{of_optimizer}."
         self._saved = {
             key.removeprefix(self._prefix): value
@@ -42,6 +44,7 @@ class CheckpointFiles:
             and key.startswith(self._prefix)
             and (self._prefix or not key.startswith("optimizer."))
         }
+        self._check_size()
 
     def shapes(self) -> Mapping[str, Shape]:
         found: dict[str, Shape] = {}
@@ -62,8 +65,19 @@ class CheckpointFiles:
         offsets = torch.Size([int(number) if stacked else 0, *[0] * (len(sizes) - 1)])
         frame = torch.empty(sizes, dtype=saved.properties.dtype, device="cpu")
         wanted = create_read_items_for_chunk_list(self._prefix + key, saved, [ChunkStorageMetadata(offsets, sizes)])
-        self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
+        try:
+            self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
+        except UNREADABLE as error:
+            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise WeightsError(f"{self._path}: {key} is damaged, or no tensor: {why}") from error
         return frame[0] if stacked else frame
+
+    def _check_size(self) -> None:
+        """Raise WeightsError for tensors that are said to be larger than the files, before memory is taken for one."""
+        said = sum(math.prod(value.size) * value.properties.dtype.itemsize for value in self._saved.values())
+        there = sum(file.stat().st_size for file in self._path.glob("*.distcp"))
+        if said > there:
+            raise WeightsError(f"{self._path}: .metadata says {said} bytes of weights, its files have {there}")
 
 
 class _Into(DefaultLoadPlanner):

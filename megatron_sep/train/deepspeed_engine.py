@@ -23,14 +23,12 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
-    set_z3_leaf_modules,
 )
 from torch import Tensor, nn
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.model.decoder import Decoder
-from megatron_sep.model.decoder_layer import DecoderLayer
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
@@ -73,8 +71,6 @@ class DeepSpeedEngine(Engine):
         self._decays = {name: parameter.dim() > 1 for name, parameter in self._parameters.items()}
         adamw: AdamW = model.operations.adamw
         settings = _settings(model, optimizer, precision, zero_stage, micro_batch_size)
-        if zero_stage == 3:  # a layer adds the biases of its parts itself, so it is gathered as a whole
-            set_z3_leaf_modules(model, [DecoderLayer])
         self._engine = _initialise(model, self._optimizer(adamw), settings)
         self._zero = self._engine.optimizer
         for partition in self._partitions():

@@ -45,6 +45,8 @@ class Needs:
         weight, gradient, share = (4 if wide else 2), 4, 1 / self.data_ranks
         stage, zero = self.config.parallel.zero_stage, self.config.parallel.engine == "deepspeed"
         master = 0 if wide and not zero else 4
+        if self.config.optimizer.kind == "muon":  # whole on every rank
+            share = 1.0
         own = (weight if stage < 3 else weight * share) + (gradient if stage < 2 else gradient * share)
         return math.ceil(self.weights * (own + (master + _MOMENTS) * share))
 

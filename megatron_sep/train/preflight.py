@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from megatron_sep.config.needs import Needs
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.config.size import ModelSize
 from megatron_sep.data.samples import Samples
@@ -22,9 +23,6 @@ from megatron_sep.weights.sealed import finished_checkpoints
 
 _CLOCK_SECONDS = 30.0
 """Between the clocks of two machines, from which on times of metrics and logs mislead."""
-_MOMENTS = 8
-"""Bytes a parameter of AdamW's two moments."""
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 class PreflightError(UserError):
@@ -44,15 +42,12 @@ class Need:
 
     @classmethod
     def of(cls, config: RunConfig, size: ModelSize, topology: Topology) -> "Need":
-        """By the number of parameters."""
-        weights = _WEIGHT_BYTES[config.train.precision]
-        mixed = 4 * (weights < 4)  # fp32 master weights
-        here = size.parameters // (topology.tensor.size * topology.pipeline.size)
-        checkpoint = size.parameters * (weights + 4 + _MOMENTS)
+        """As the engine splits them among the ranks."""
+        needs = Needs(config, size.vocab_size, topology.process.size)
         return cls(
-            checkpoint=checkpoint,
-            device=here * (weights + 4) + here * (mixed + _MOMENTS) // (topology.data.size * topology.context.size),
-            host=checkpoint // topology.process.size if config.checkpoint.background else 0,
+            checkpoint=needs.checkpoint_bytes,
+            device=needs.state_bytes,
+            host=needs.checkpoint_bytes // topology.process.size if config.checkpoint.background else 0,
         )
 
 

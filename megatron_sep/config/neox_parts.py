@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_sep.config import neox_attention, neox_model
+from megatron_sep.config import neox_attention, neox_model, neox_position
 from megatron_sep.config.neox_rules import NeoxError, Tree, describes_a_model
 from megatron_sep.config.tokenizer_files import merge_files
 
@@ -107,6 +107,11 @@ def _data(values: Tree) -> Tree:
     return found | ({"train.eval_every": values["eval_interval"]} if "eval_interval" in values else {})
 
 
+def _seed(values: Tree) -> Tree:
+    """One seed for the weights and for the order of the data."""
+    return {"train.seed": values["seed"], "data.seed": values["seed"]} if "seed" in values else {}
+
+
 def _check_rest(values: Tree) -> None:
     stage = values.get("zero_optimization", {}).get("stage", 0)
     if stage > 1:
@@ -124,6 +129,8 @@ def _check_rest(values: Tree) -> None:
 
 COMPOSERS = (
     neox_attention.attention,
+    neox_position.position,
+    neox_position.softmax,
     neox_model.mlp,
     neox_model.norms,
     neox_model.biases,
@@ -132,7 +139,8 @@ COMPOSERS = (
     _optimizer,
     _tokenizer,
     _data,
+    _seed,
     _rest,
 )
-REMARKS = (neox_attention.remarks, neox_model.remarks)
+REMARKS = (neox_attention.remarks, neox_position.remarks, neox_model.remarks)
 """What a user may want to know of a configuration that was taken over."""

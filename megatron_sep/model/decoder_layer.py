@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.config.position import SelfAdjustingConfig
 from megatron_sep.kernels.norm import MakeNorm
+from megatron_sep.kernels.sep_attention.scores import DistanceBias
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
+from megatron_sep.model.positions import Told
 
 _COMPILATIONS = 64
 """The most of one layer: each window of an annealing has its own, in training and in validation."""
@@ -37,18 +40,26 @@ class Norm:
 class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
     """megatron-core's row-parallel matrix product, told its group.
 
-    Left to itself it passes None on, and the warning about that is a break in the compiled layer.
+    Left to itself it passes None on, and the warning about that is a break in the compiled layer. ``biases``: in place
+    of megatron-core's one setting for a whole model.
     """
 
     _forward_impl: Callable[..., Tensor]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, biases: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"bias": biases})
         self._multiply: Callable[..., Tensor] = self._forward_impl
         self._forward_impl = self._multiply_in_group
 
     def _multiply_in_group(self, **arguments: Any) -> Tensor:
         return self._multiply(**arguments | {"tp_group": self.tp_group})
+
+
+class ColumnLinear(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
+    """megatron-core's column-parallel matrix product, with ``biases`` in place of its one setting for a whole model."""
+
+    def __init__(self, *args: Any, biases: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"bias": biases})
 
 
 class DecoderLayer(TransformerLayer):  # type: ignore[misc]
@@ -61,9 +72,12 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Tensor | None = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Told = None, **_: Any
     ) -> tuple[Tensor, None]:
-        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
+        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model.
+
+        rotary_pos_emb is what ``Positions`` tells.
+        """
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
             kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
@@ -72,15 +86,22 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
             ), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
+    def _parallel_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
+        attended = self._attend(x, plan, told)
         transformed = self.mlp(self.pre_mlp_layernorm(x))
         return self._add(transformed, self._add(attended, x))
 
-    def _sequential_residual(self, x: Tensor, plan: MaskPlan, rotary: Tensor | None) -> Tensor:
-        attended = self.self_attention(self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=rotary)
+    def _sequential_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
+        attended = self._attend(x, plan, told)
         x = self._add(attended, x)
         return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
+
+    def _attend(self, x: Tensor, plan: MaskPlan, told: Told) -> tuple[Tensor, Tensor | None]:
+        angles, bias = (None, told) if isinstance(told, DistanceBias) else (told, None)
+        attended: tuple[Tensor, Tensor | None] = self.self_attention(
+            self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=angles, attention_bias=bias
+        )
+        return attended
 
     def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
         add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
@@ -117,6 +138,9 @@ def decoder_block(
     parallel_residual: bool,
     recompute: bool,
     compiled: bool,
+    biases: bool = True,
+    mlp_biases: bool = True,
+    adjusting: SelfAdjustingConfig | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
@@ -126,8 +150,12 @@ def decoder_block(
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
-        module=SepCoreAttention, params={"operations": operations}
+        module=SepCoreAttention, params={"operations": operations, "adjusting": adjusting}
     )
-    parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
+    attention, mlp = parts.self_attention.submodules, parts.mlp.submodules
+    attention.linear_qkv = ModuleSpec(module=ColumnLinear, params={"biases": biases})
+    attention.linear_proj = ModuleSpec(module=RowLinear, params={"biases": biases})
+    mlp.linear_fc1 = ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases})
+    mlp.linear_fc2 = ModuleSpec(module=RowLinear, params={"biases": mlp_biases})
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

@@ -19,7 +19,7 @@ class Microbatch:
     labels_BT: Tensor
     """int64: the token that follows each."""
     position_BT: Tensor
-    """int64: of each token in its row."""
+    """int64: of each token in its row; [2, B, T], segments and places in them, where positions are bilevel."""
     plans: tuple[MaskPlan, ...]
     """One a layer; layers of the same pattern share theirs."""
     weight_BT: Tensor | None = None
@@ -32,9 +32,8 @@ class Microbatch:
         """From rows of T + 1 tokens: the last T are the labels of the first T; so are the weights of the labels."""
         ids_BT1 = ids_BT1.to(device, non_blocking=True)
         ids_BT, labels_BT = ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous()
-        position_BT = torch.arange(ids_BT.shape[1], device=device).expand_as(ids_BT)
         weight_BT = None if weight_BT1 is None else weight_BT1[:, 1:].to(device, non_blocking=True)
-        return cls(ids_BT, labels_BT, position_BT, indexed_layers(rules.plans(ids_BT)), weight_BT)
+        return cls(ids_BT, labels_BT, rules.positions(ids_BT), indexed_layers(rules.plans(ids_BT)), weight_BT)
 
     def visible_pairs(self) -> Tensor:
         """(query, key) pairs summed over rows and layers, an int64 scalar on the device."""

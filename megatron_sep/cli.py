@@ -83,12 +83,19 @@ def train(
 
 
 @app.command()
-def show(config: RunPath, overrides: Overrides = None) -> None:
+def show(
+    config: RunPath,
+    overrides: Overrides = None,
+    as_neox: Annotated[bool, typer.Option("--as-neox", help="print the keys of GPT-NeoX and SepLLM instead")] = False,
+) -> None:
     """Print the resolved configuration, the parameter count and the pattern of each layer, and what is missing."""
     from megatron_sep.config import sketch_config
-    from megatron_sep.config.load import neox_notes
+    from megatron_sep.config.load import neox_notes, neox_yaml
     from megatron_sep.report.describe import describe
 
+    if as_neox:
+        typer.echo(neox_yaml(sketch_config(config, overrides or ())))
+        return
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, translate
 from megatron_sep.config.neox_rules import NeoxError
+from megatron_sep.config.neox_write import as_neox
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.errors import UserError
 
@@ -190,6 +191,13 @@ def to_yaml(config: BaseModel, without: Iterable[str] = ()) -> str:
         section, _, leaf = path.partition(".")
         del tree[section][leaf]
     return yaml.safe_dump({key: value for key, value in tree.items() if value != {}}, sort_keys=False)
+
+
+def neox_yaml(sketch: Sketch) -> str:
+    """The configuration as a file of GPT-NeoX's and SepLLM's keys. Raises NeoxError for what has none."""
+    keys, unsaid = as_neox(sketch.config, sketch.missing)
+    notes = [f"# has no key there: {line}\n" for line in unsaid]
+    return "".join([*notes, yaml.safe_dump(keys, sort_keys=False)]).rstrip()
 
 
 def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:

@@ -6,7 +6,7 @@ Files of GPT-NeoX, Pythia and the official SepLLM are read as well; see ``config
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -21,6 +21,7 @@ from megatron_sep.config.schema import RunConfig
 from megatron_sep.errors import UserError
 
 Tree = dict[str, Any]
+Edit = Callable[[Tree], Tree]
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -59,12 +60,13 @@ class Sketch:
     """By path, the key of GPT-NeoX that says it as well; empty where none of its files is there."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), edit: Edit = lambda tree: tree) -> RunConfig:
     """The configuration of a run. Among the overrides may be more files: each goes on top of those before it.
 
-    GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project.
+    GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project; ``edit``
+    changes the keys of each of them.
     """
-    tree, needed, mistakes = _put_together(path, overrides, pattern_too=False)
+    tree, needed, mistakes = _put_together(path, overrides, pattern_too=False, edit=edit)
     mistakes += [
         f"{place}: is needed, and {key} is left out; GPT-NeoX has no default for it"
         for place, key in needed.items()
@@ -103,10 +105,13 @@ def neox_notes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     return list(notes(_joined(neox)))
 
 
-def _put_together(path: Path, overrides: Sequence[str], pattern_too: bool) -> tuple[Tree, Mapping[str, str], list[str]]:
+def _put_together(
+    path: Path, overrides: Sequence[str], pattern_too: bool, edit: Edit = lambda tree: tree
+) -> tuple[Tree, Mapping[str, str], list[str]]:
     """All files and settings as one tree, what training needs of GPT-NeoX's, and the settings that cannot be."""
     paths, settings = _files(path, overrides)
-    neox, ours = _read_all(paths)
+    found, ours = _read_all(paths)
+    neox = {name: edit(tree) for name, tree in found.items()}
     tree = _translated(neox) if neox else {}
     for more in ours:
         tree = merge(tree, more)

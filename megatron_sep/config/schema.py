@@ -333,6 +333,8 @@ class CheckpointConfig(Section):
     init_from: Path | None = None
     """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
     Llama. null: weights drawn from train.seed."""
+    init_optimizer: bool = False
+    """Take the optimizer over with the weights: ZeRO-1's of a GPT-NeoX checkpoint that `init_from` names."""
     init_step: NonNegativeInt = 0
     """Step that a run with `init_from` starts at: schedule and data go on from there. 0: both begin anew."""
 
@@ -340,6 +342,8 @@ class CheckpointConfig(Section):
     def _step_needs_weights(self) -> Self:
         if self.init_step and self.init_from is None:
             raise ValueError(f"init_step={self.init_step} needs init_from, the weights of that step")
+        if self.init_optimizer and self.init_from is None:
+            raise ValueError("init_optimizer=true needs init_from, the checkpoint that it lies in")
         return self
 
 

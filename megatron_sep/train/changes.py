@@ -13,6 +13,7 @@ _NO_MATTER = (
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.init_from",
+    "checkpoint.init_optimizer",
     "model.init",
     "model.output_init",
     "train.steps",

@@ -9,6 +9,8 @@ from megatron_sep.config import neox_attention, neox_model, neox_position
 from megatron_sep.config.neox_rules import NeoxError, Tree, describes_a_model
 from megatron_sep.config.tokenizer_files import merge_files
 
+_MARGIN = 1.005
+"""GPT-NeoX asks each of `train_data_paths` for so many times its samples."""
 _TOKENIZERS = ("GPT2BPETokenizer", "HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer")
 
 
@@ -103,7 +105,8 @@ def _data(values: Tree) -> Tree:
         paths = [paths] if isinstance(paths, str) else paths
         if len(paths) != 1:
             raise NeoxError(f"train_data_paths names {len(paths)} sets: write them as data.blend, each with its weight")
-        return found | {"data.path": paths[0], "data.split": [1.0, 0.0, 0.0], "train.eval_every": 0}
+        whole = {"data.split": [1.0, 0.0, 0.0], "train.eval_every": 0, "data.epoch_margin": _MARGIN}
+        return found | {"data.path": paths[0], **whole}
     return found | ({"train.eval_every": values["eval_interval"]} if "eval_interval" in values else {})
 
 

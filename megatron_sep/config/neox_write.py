@@ -15,6 +15,8 @@ _UNSAID = (
     "metrics.wandb",
     "parallel.timeout_minutes",
     "train.compile",
+    "train.cuda_graphs",
+    "train.deterministic",
     "train.engine",
     "train.max_skipped_steps",
     "attention.backend",
@@ -223,13 +225,12 @@ def _precision(train: TrainConfig) -> Tree:
 
 
 def _places(config: RunConfig) -> Tree:
-    data, checkpoint, metrics = config.data, config.checkpoint, config.metrics
+    checkpoint, metrics = config.checkpoint, config.metrics
     kinds = {".model": "SPMTokenizer"} | ({"vocab.json": "GPT2BPETokenizer"})
     name = config.tokenizer.path.name
     start = {"finetune": True, "load": str(checkpoint.init_from)} if checkpoint.init_from else {}
     return {
-        "data_path": None if data.path is None else str(data.path),
-        "split": _split(data.split),
+        **_source(config),
         "vocab_file": str(config.tokenizer.path),
         "tokenizer_type": next((kind for end, kind in kinds.items() if name.endswith(end)), "HFTokenizer"),
         "pipe_parallel_size": config.parallel.pipeline,
@@ -244,6 +245,15 @@ def _places(config: RunConfig) -> Tree:
         "use_wandb": metrics.wandb == "online",
         "wandb_project": metrics.wandb_project,
     }
+
+
+def _source(config: RunConfig) -> Tree:
+    """One set that is split, or one to train on alone, which GPT-NeoX asks for more samples than it needs."""
+    data = config.data
+    path = None if data.path is None else str(data.path)
+    if data.epoch_margin == 1.0:
+        return {"data_path": path, "split": _split(data.split)}
+    return {"train_data_paths": [path], "eval_interval": None}
 
 
 def _split(shares: tuple[float, ...]) -> str:

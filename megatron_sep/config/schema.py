@@ -212,6 +212,9 @@ class DataConfig(Section):
     """What a sample is. samples: sequence_length + 1 tokens of the documents joined in their order. sequences: each
     sequence of the shard is one sample (Pythia's pre-shuffled set: 2049 tokens; use `shuffle: false`). neox: as
     GPT-NeoX, with the documents and then the samples shuffled by numpy from the seed."""
+    epoch_margin: Annotated[float, Field(ge=1)] = 1.0
+    """`order: neox` shuffles the epochs that hold so many times the samples of the run; GPT-NeoX's `train_data_paths`
+    asks for 1.005."""
     shuffle: bool = True
     """False: samples in the order of the shard."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1234
@@ -291,6 +294,10 @@ class TrainConfig(Section):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each layer; auto: on CUDA."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
+    deterministic: bool = False
+    """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
     eval_every: NonNegativeInt = 1000
     """Steps between validations; 0: none."""
     eval_batches: PositiveInt = 10

@@ -11,16 +11,17 @@ from megatron_sep.weights.names import PLACES, to_hugging_face
 from megatron_sep.weights.open_source import OpenedSource
 
 
-def as_transformers(source: OpenedSource, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+def as_transformers(
+    source: OpenedSource, device: torch.device, dtype: torch.dtype | None = None, weights_alone: bool = False
+) -> Any:
     """GPTNeoXForCausalLM or LlamaForCausalLM in evaluation mode; it sees every earlier token, whatever the pattern.
 
-    ``dtype``: None takes that of the weights. Positions other than rotary ones and the self-adjusting softmax are left
-    to ``generate.load``, which knows the cache that computes them. Raises HuggingFaceError for a model that
-    transformers does not have.
+    ``dtype``: None takes that of the weights. Raises HuggingFaceError for a model that transformers does not have; with
+    ``weights_alone`` one that only has other positions or another softmax is let through, for who adds those.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    plain = {"position": PositionConfig(), "self_adjusting_softmax": None}
+    plain = {"position": PositionConfig(), "self_adjusting_softmax": None} if weights_alone else {}
     settings = make_config(
         source.config.model_copy(update=plain), source.vocab_size, export_rules(source), "float32", None
     )

@@ -54,7 +54,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> 
 
 def with_positions(source: OpenedSource, tokenizer: Tokens, device: torch.device, dtype: torch.dtype | None) -> Any:
     """Weights as a model of transformers, with what only ``attach`` computes of it."""
-    model = as_transformers(source, device, dtype)
+    model = as_transformers(source, device, dtype, weights_alone=True)
     positions = _positions(source, tokenizer, device, model.dtype)
     if str(positions):
         install(model.base_model, positions)

@@ -19,6 +19,7 @@ from megatron_sep.kernels.operation import Implementation, Operation, always, bi
 _KERNELS = "megatron_sep.kernels"
 _SEP, _FULL, _DECODE = f"{_KERNELS}.sep_attention", f"{_KERNELS}.full_attention", f"{_KERNELS}.sep_decode"
 _NORM, _LOSS, _ADAMW = f"{_KERNELS}.norm", f"{_KERNELS}.cross_entropy", f"{_KERNELS}.adamw"
+_ROTARY, _GELU = f"{_KERNELS}.rotary", f"{_KERNELS}.gelu"
 
 # Rows that are tested and timed together
 _attention = partial(Implementation, benchmark="tools/bench_attention.py", tests="tests/kernels/test_sep_attention.py")
@@ -27,6 +28,8 @@ _fused = partial(_attention, tests="tests/kernels/test_sep_attention_fused.py")
 _decode = partial(Implementation, benchmark="tools/bench_decode.py", tests="tests/kernels/test_sep_decode.py")
 _norm = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_norm.py")
 _loss = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_cross_entropy.py")
+_rotary = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_rotary.py")
+_gelu = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_gelu.py")
 _adamw = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/kernels/test_adamw.py")
 
 _no_apex_norm = why_not.packages("apex.normalization", "fused_layer_norm_cuda")
@@ -70,6 +73,7 @@ OPERATIONS = {
         Operation(
             "layernorm",
             (
+                _norm("triton", f"{_NORM}.triton:LayerNorm", why_not.fused_rows, never),
                 _norm("torch", f"{_NORM}.native:layer_norm", why_not.nothing, always),
                 _norm("transformer_engine", f"{_NORM}.transformer_engine:layer_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:layer_norm", _no_apex_norm, never),
@@ -79,6 +83,7 @@ OPERATIONS = {
         Operation(
             "rmsnorm",
             (
+                _norm("triton", f"{_NORM}.triton:RMSNorm", why_not.fused_rows, never),
                 _norm("torch", f"{_NORM}.native:rms_norm", why_not.nothing, always),
                 _norm("transformer_engine", f"{_NORM}.transformer_engine:rms_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:rms_norm", _no_apex_norm, never),
@@ -86,8 +91,31 @@ OPERATIONS = {
             ),
         ),
         Operation(
+            "open_residual",
+            (
+                _norm("triton", f"{_NORM}.triton:open_residual", why_not.fused_rows, never),
+                _norm("reference", f"{_NORM}.residual:open_residual", why_not.nothing, always),
+            ),
+        ),
+        Operation(
+            "split_rotated",
+            (
+                _rotary("triton", f"{_ROTARY}.triton:split_rotated", why_not.fused_rows, never),
+                _rotary("reference", f"{_ROTARY}.reference:split_rotated", why_not.nothing, always),
+            ),
+        ),
+        Operation(
+            "bias_gelu",
+            (
+                _gelu("triton", f"{_GELU}.triton:bias_gelu", why_not.fused_rows, never),
+                _gelu("torch", f"{_GELU}.native:bias_gelu", why_not.nothing, always),
+                _gelu("reference", f"{_GELU}.reference:bias_gelu", why_not.nothing, never),
+            ),
+        ),
+        Operation(
             "cross_entropy",
             (
+                _loss("triton", f"{_LOSS}.triton:token_losses", why_not.fused_loss, never),
                 _loss("torch", f"{_LOSS}.native:token_losses", why_not.whole_vocabulary, always),
                 _loss("reference", f"{_LOSS}.reference:token_losses", why_not.whole_vocabulary, never),
             ),

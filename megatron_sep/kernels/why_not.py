@@ -60,6 +60,16 @@ def fused_decode(call: Call) -> str | None:
     return _wrong_type(call) or _no_triton(call)
 
 
+def fused_rows(call: Call) -> str | None:
+    """Of the kernels that pass over rows once: norms, rotation, GELU."""
+    return _wrong_type(call) or _no_triton(call)
+
+
+def fused_loss(call: Call) -> str | None:
+    """Of ``cross_entropy/triton.py``."""
+    return whole_vocabulary(call) or fused_rows(call)
+
+
 def whole_vocabulary(call: Call) -> str | None:
     """Of a loss that sees all logits of a token."""
     if call.tensor_parallel == 1:

@@ -1,6 +1,5 @@
 """From configuration to TransformerConfig to GPTModel, nowhere else."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -124,6 +123,7 @@ def build_model(
             adjusting=model.self_adjusting_softmax,
             biases=model.biases,
             mlp_biases=model.mlp_has_biases,
+            growth=model.rotary_scaling.grown if model.rotary_scaling else 1.0,
         ),
         vocab_size=vocab_size,
         max_sequence_length=model.position.length if model.position.bilevel else model.sequence_length,
@@ -155,11 +155,4 @@ def _rotary(built: Decoder, model: ModelConfig) -> RotaryEmbedding | None:
     )
     if model.rotary_scaling:
         rotary.inv_freq = slowed(rotary.inv_freq, model.rotary_base, model.rotary_scaling)
-        _grow(built.config, model.rotary_scaling.grown)
     return rotary
-
-
-def _grow(config: TransformerConfig, times: float) -> None:
-    """Tell megatron-core's attention how the rotated part of queries and keys grows: 1 + 0.1 m ln e is that number."""
-    config.yarn_rotary_scaling_factor = math.e
-    config.yarn_mscale, config.yarn_mscale_all_dim = 10 * (times - 1), 0.0

@@ -11,12 +11,13 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
+from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.config.position import SelfAdjustingConfig
 from megatron_sep.kernels.norm import MakeNorm
-from megatron_sep.kernels.sep_attention.scores import DistanceBias
+from megatron_sep.model.branches import SelfAttention, transform
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
 from megatron_sep.model.positions import Told
@@ -65,8 +66,17 @@ class ColumnLinear(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
 class DecoderLayer(TransformerLayer):  # type: ignore[misc]
     """x + attention(ln1(x)) + mlp(ln2(x)) (arXiv 2204.06745, section 2.1), or the MLP after the attention."""
 
-    def __init__(self, *args: Any, parallel_residual: bool, recompute: bool, compiled: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        operations: Operations,
+        parallel_residual: bool,
+        recompute: bool,
+        compiled: bool,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.open_residual, self.bias_gelu = operations.open_residual, operations.bias_gelu
         self.recompute = recompute
         residual = self._parallel_residual if parallel_residual else self._sequential_residual
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
@@ -87,25 +97,34 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
     def _parallel_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
-        attended = self._attend(x, plan, told)
-        transformed = self.mlp(self.pre_mlp_layernorm(x))
-        return self._add(transformed, self._add(attended, x))
+        (normal, other), stream = self._open(x, (self.input_layernorm, self.pre_mlp_layernorm), self._both)
+        attended = self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
+        return stream + attended + self._branch(transform(self.mlp, self.bias_gelu, other))
 
     def _sequential_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
-        attended = self._attend(x, plan, told)
-        x = self._add(attended, x)
-        return self._add(self.mlp(self.pre_mlp_layernorm(x)), x)
+        (normal,), stream = self._open(x, (self.input_layernorm,), self._both[:1])
+        x = stream + self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
+        (normal,), stream = self._open(x, (self.pre_mlp_layernorm,), self._both[1:])
+        return stream + self._branch(transform(self.mlp, self.bias_gelu, normal))
 
-    def _attend(self, x: Tensor, plan: MaskPlan, told: Told) -> tuple[Tensor, Tensor | None]:
-        angles, bias = (None, told) if isinstance(told, DistanceBias) else (told, None)
-        attended: tuple[Tensor, Tensor | None] = self.self_attention(
-            self.input_layernorm(x), attention_mask=plan, rotary_pos_emb=angles, attention_bias=bias
-        )
-        return attended
+    @property
+    def _both(self) -> tuple[RowLinear, RowLinear]:
+        """The matrix products that write to the residual stream."""
+        return self.self_attention.linear_proj, self.mlp.linear_fc2
 
-    def _add(self, output_with_bias: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
-        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
-        return add(output_with_bias, x, self.hidden_dropout)  # type: ignore[no-any-return]
+    def _open(
+        self, x: Tensor, norms: Sequence[torch.nn.Module], writers: Sequence[RowLinear]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The norms of x, and x with the biases of what will be added, unless dropout falls on them too."""
+        biases = [] if self.hidden_dropout else [writer.bias for writer in writers if writer.bias is not None]
+        return self.open_residual(x, norms, biases)
+
+    def _branch(self, output_with_bias: tuple[Tensor, Tensor | None]) -> Tensor:
+        """What a branch adds to the stream that ``_open`` gave."""
+        output, bias = output_with_bias
+        if not self.hidden_dropout:
+            return output
+        return dropout(output if bias is None else output + bias, self.hidden_dropout, self.training)
 
 
 def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -141,20 +160,28 @@ def decoder_block(
     biases: bool = True,
     mlp_biases: bool = True,
     adjusting: SelfAdjustingConfig | None = None,
+    growth: float = 1.0,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
     spec.module = DecoderLayer
-    spec.params = {"parallel_residual": parallel_residual, "recompute": recompute, "compiled": compiled}
+    spec.params = {
+        "operations": operations,
+        "parallel_residual": parallel_residual,
+        "recompute": recompute,
+        "compiled": compiled,
+    }
     norm = ModuleSpec(module=Norm, params={"make": operations.norm})
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
         module=SepCoreAttention, params={"operations": operations, "adjusting": adjusting}
     )
-    attention, mlp = parts.self_attention.submodules, parts.mlp.submodules
-    attention.linear_qkv = ModuleSpec(module=ColumnLinear, params={"biases": biases})
-    attention.linear_proj = ModuleSpec(module=RowLinear, params={"biases": biases})
+    attention, mlp = parts.self_attention, parts.mlp.submodules
+    attention.module = SelfAttention
+    attention.params |= {"split_rotated": operations.split_rotated, "growth": growth}
+    attention.submodules.linear_qkv = ModuleSpec(module=ColumnLinear, params={"biases": biases})
+    attention.submodules.linear_proj = ModuleSpec(module=RowLinear, params={"biases": biases})
     mlp.linear_fc1 = ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases})
     mlp.linear_fc2 = ModuleSpec(module=RowLinear, params={"biases": mlp_biases})
     parts.sharded_state_dict_keys_map = {}

@@ -1,20 +1,23 @@
 """The operations of a model: each resolved once, when the model is built, and handed down from there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 from megatron_sep.kernels import registry, why_not
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.cross_entropy import TokenLosses
-from megatron_sep.kernels.norm import MakeNorm
-from megatron_sep.kernels.operation import BackendError, Implementation, Operation, always, on_cuda
+from megatron_sep.kernels.gelu import BiasGelu
+from megatron_sep.kernels.norm import MakeNorm, OpenResidual
+from megatron_sep.kernels.operation import BackendError, Implementation, Operation, always, never, on_cuda
+from megatron_sep.kernels.rotary import SplitRotated
 from megatron_sep.kernels.sep_attention import Attention
 
 _MEGATRON = "megatron_sep.model.split_vocabulary"
 _loss = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/model/test_operations.py")
 SPLIT_VOCABULARY = (
+    _loss("triton_split", f"{_MEGATRON}:triton_token_losses", why_not.fused_rows, never),
     _loss("megatron_fused", f"{_MEGATRON}:fused_token_losses", why_not.bf16_gradient, on_cuda),
     _loss("megatron", f"{_MEGATRON}:token_losses", why_not.nothing, always),
 )
@@ -28,6 +31,9 @@ class Operations:
     full_attention: Attention
     sep_attention: Attention
     norm: MakeNorm
+    open_residual: OpenResidual
+    split_rotated: SplitRotated
+    bias_gelu: BiasGelu
     token_losses: TokenLosses
     adamw: AdamW
 
@@ -47,14 +53,13 @@ def resolve(call: Call, norm: str, backends: Mapping[str, str]) -> Operations:
     unknown = ", ".join(sorted(backends.keys() - table.keys()))
     if unknown:
         raise BackendError(f"there is no operation {unknown}; name some of {', '.join(table)}")
-    found = {
-        name: table[name].resolve(call, backends.get(name, "auto"))
-        for name in ("full_attention", "sep_attention", norm, "cross_entropy", "adamw")
+    operation_of = {field.name: field.name for field in fields(Operations)} | {
+        "norm": norm,
+        "token_losses": "cross_entropy",
     }
     return Operations(
-        full_attention=found["full_attention"],
-        sep_attention=found["sep_attention"],
-        norm=found[norm],
-        token_losses=found["cross_entropy"],
-        adamw=found["adamw"],
+        **{
+            field: table[operation].resolve(call, backends.get(operation, "auto"))
+            for field, operation in operation_of.items()
+        }
     )

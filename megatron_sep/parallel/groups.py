@@ -45,6 +45,9 @@ def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.set_stream(torch.cuda.default_stream())
 
 
 def join_job(timeout_minutes: int) -> None:
@@ -58,6 +61,8 @@ def join_job(timeout_minutes: int) -> None:
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        # what the legacy stream began cannot be recorded as a CUDA graph
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group(backend, timeout=timeout)

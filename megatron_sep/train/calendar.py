@@ -11,6 +11,11 @@ class Due:
     validate: bool
     save: bool
 
+    @property
+    def anything(self) -> bool:
+        """Must the step be over before the next one begins?"""
+        return self.log or self.validate or self.save
+
 
 @dataclass(frozen=True)
 class Left:

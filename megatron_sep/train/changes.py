@@ -19,6 +19,8 @@ _NO_MATTER = (
     "train.steps",
     "train.eval_",
     "train.compile",
+    "train.cuda_graphs",
+    "train.deterministic",
     "train.recompute",
     "train.micro_batch_size",
     "train.max_skipped_steps",

@@ -16,12 +16,10 @@ from megatron_sep.weights.sealed import CheckpointError
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did."""
+    """What an optimizer step did, on the device: reading it waits for the step."""
 
-    grad_norm: float
-    """Before clipping; not finite where the step was skipped."""
-    applied: bool
-    """False: a gradient was not finite, and no weight changed, on any rank."""
+    grad_norm: Tensor
+    """Scalar, before clipping. Not finite: a gradient was not, and no weight changed, on any rank."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,11 @@
 """The training loop."""
 
 import math
+from dataclasses import replace
 
 from megatron_sep.errors import RunFailure
 from megatron_sep.parallel.seeds import seed_dropout
-from megatron_sep.train.engine import StepResult
+from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.run import Run
 
 
@@ -21,22 +22,21 @@ def train(run: Run) -> None:
         )
         run.metrics.close()
         return
-    skipped_in_a_row = 0
     if run.state.step == config.checkpoint.init_step:
         validate(run)
     for step in range(run.state.step + 1, config.train.steps + 1):
         seed_dropout(run.topology, config.train.seed, step)  # of the step alone, so a resumed run repeats it
         batches = run.statistics.counted(run.train_data.take(step, run.state.consumed))
         loss = run.engine.forward_backward(batches, run.train_data.num_microbatches)
-        lr = run.schedule(step)
-        result = run.engine.step(lr)
-        run.state = run.state.advance(config.train.global_batch_size, result.applied)
-        run.statistics.stepped(loss, result.applied)
-        skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
+        result = run.engine.step(run.schedule(step))
+        run.state = run.state.advance(config.train.global_batch_size)
+        run.outcomes.add(step, loss, result.grad_norm)
         due = run.calendar.due(step)
-        if due.log:
-            run.metrics.log(step, measured(run, step, lr, result))
-        stop_if_diverged(skipped_in_a_row, step, config.train.max_skipped_steps)
+        for outcome in run.outcomes.over(all_of_them=due.anything):
+            account(run, outcome)
+            if due.log and outcome.step == step:
+                run.metrics.log(step, measured(run, outcome))
+            stop_if_diverged(run.skipped_in_a_row, outcome.step, config.train.max_skipped_steps)
         if due.validate:
             validate(run)
         if due.save:
@@ -46,12 +46,19 @@ def train(run: Run) -> None:
     run.metrics.close()
 
 
-def measured(run: Run, step: int, lr: float, result: StepResult) -> dict[str, float]:
+def account(run: Run, outcome: Outcome) -> None:
+    """Count a step that is over."""
+    run.statistics.stepped(outcome)
+    run.skipped_in_a_row = 0 if outcome.applied else run.skipped_in_a_row + 1
+    run.state = replace(run.state, skipped=run.state.skipped + (not outcome.applied))
+
+
+def measured(run: Run, outcome: Outcome) -> dict[str, float]:
     """What a status line tells: of the step itself, and means since the last line."""
     return {
-        **run.statistics.values(step),
-        "train/lr": lr,
-        "train/grad_norm": result.grad_norm,
+        **run.statistics.values(outcome.step),
+        "train/lr": run.schedule(outcome.step),
+        "train/grad_norm": outcome.grad_norm,
         "train/consumed": run.state.consumed,
         "train/skipped": run.state.skipped,
         "train/loss_scale": run.engine.loss_scale(),

@@ -15,21 +15,26 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
+from megatron_sep.kernels.operation import BackendError
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, OptimizerSlot, StepResult
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.recorded import Recorder
 from megatron_sep.weights.safe_metadata import read_metadata
 from megatron_sep.weights.sealed import CheckpointError
 
 Tree = dict[str, Any]
+_CLIP_EPS = 1e-6
+"""As in torch's ``clip_grads_with_norm_``."""
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _EXTRA_STATE = "._extra_state"
 _RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
@@ -62,6 +67,7 @@ class MegatronEngine(Engine):
         loss_scale: LossScaleConfig,
         sequence_length: int,
         micro_batch_size: int,
+        cuda_graphs: str = "auto",
     ) -> None:
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
@@ -77,19 +83,50 @@ class MegatronEngine(Engine):
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
+        self._recorder = _recorder(cuda_graphs, core, topology)
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
         self._model.train()
-        self._model.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        return self._schedule(microbatches, count, forward_only=False)
+        if self._recorder is None:
+            self._model.zero_grad_buffer()
+            self._optimizer.zero_grad()
+            return self._schedule(microbatches, count, forward_only=False)
+        losses: list[Tensor] = []
+        for batch in microbatches:
+            learn = partial(self._learn, count=count, first=not losses)
+            losses.append(self._recorder.run("training", learn, batch, count, not losses))
+        finalize_model_grads([self._model])
+        return self._mean(losses)
 
     @torch.no_grad()
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
         self._model.eval()
-        return self._schedule(microbatches, count, forward_only=True)
+        if self._recorder is None:
+            return self._schedule(microbatches, count, forward_only=True)
+        return self._mean([self._recorder.run("validation", self._loss, batch) for batch in microbatches])
+
+    def _loss(self, batch: Microbatch) -> Tensor:
+        """The mean loss of a micro-batch, an fp32 scalar."""
+        losses, mean = _forward(iter([batch]), self._model)
+        loss: Tensor = mean(losses)[0]
+        return loss
+
+    def _learn(self, batch: Microbatch, count: int, first: bool) -> Tensor:
+        """What megatron-core's schedule does for one of ``count`` micro-batches on a single stage.
+
+        The gradients reach their fp32 sums all at once, after the backward pass; the first ones replace what is there.
+        """
+        loss = self._loss(batch)
+        weights = [weight for weight in self._module.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(self._optimizer.scale_loss(loss / count), weights, materialize_grads=True)
+        sums = [weight.main_grad for weight in weights]
+        if first:
+            torch._foreach_copy_(sums, gradients)
+        else:
+            torch._foreach_add_(sums, gradients)
+        return loss.detach()
 
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass; 1 but for fp16."""
@@ -102,15 +139,35 @@ class MegatronEngine(Engine):
             group["lr"] = lr
             group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
         if self._optimizer.prepare_grads():  # fp16: an overflow, and the loss scale was lowered
-            return StepResult(math.inf, applied=False)
-        total = self._grad_norm()
-        if self._config.clip_grad:
-            clip_grads_with_norm_(self._optimizer.get_parameters(), self._config.clip_grad, total)
-        norm = float(total)
-        if not math.isfinite(norm):
-            return StepResult(norm, applied=False)
-        self._optimizer.step_with_ready_grads()
-        return StepResult(norm, applied=True)
+            return StepResult(torch.full((), math.inf, device=self._topology.device))
+        norm = self._grad_norm()
+        if self._adamw.skips_by_itself:
+            self._step_on_device(norm)
+        elif math.isfinite(float(norm)):
+            if self._config.clip_grad:
+                clip_grads_with_norm_(self._optimizer.get_parameters(), self._config.clip_grad, norm)
+            self._apply()
+        return StepResult(norm)
+
+    def _step_on_device(self, norm: Tensor) -> None:
+        """Clipped, and nothing changes where the norm is not finite; the host does not wait to learn of it."""
+        adamw = self._optimizer.optimizer
+        adamw.found_inf = norm.isfinite().logical_not().float()
+        clip = self._config.clip_grad
+        adamw.grad_scale = ((norm + _CLIP_EPS) / clip).clamp(min=1.0) if clip else None
+        self._apply()
+
+    def _apply(self) -> None:
+        """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
+        core = self._optimizer
+        core.optimizer.step()
+        weights, masters = (
+            [shard for group in groups for shard in group]
+            for groups in (core.shard_float16_groups, core.shard_fp32_from_float16_groups)
+        )
+        if weights:
+            torch._foreach_copy_(weights, masters)
+        self._model.start_param_sync()
 
     def _grad_norm(self) -> Tensor:
         """Of all gradients of the job, fp32, on the device.
@@ -189,9 +246,40 @@ class MegatronEngine(Engine):
             micro_batch_size=self._micro_batch_size,
             forward_only=forward_only,
         )
-        found = [loss["loss"] for loss in losses]  # of the last pipeline stage alone
-        mean: Tensor = torch.stack(found).mean() if found else torch.zeros((), device=self._topology.device)
+        return self._mean([loss["loss"] for loss in losses])
+
+    def _mean(self, found: Sequence[Tensor]) -> Tensor:
+        """Over all ranks, of the losses that a rank of the last pipeline stage has."""
+        mean: Tensor = torch.stack(list(found)).mean() if found else torch.zeros((), device=self._topology.device)
         return self._topology.mean_over_last_stages(mean)
+
+
+def _recorder(wanted: str, core: TransformerConfig, topology: Topology) -> Recorder | None:
+    """None where passes run as they are; "auto" takes CUDA graphs where nothing speaks against them. Raises
+    BackendError."""
+    if wanted == "off":
+        return None
+    reason = why_not_recorded(core, topology)
+    if reason is None:
+        return Recorder(topology.say)
+    if wanted == "on":
+        raise BackendError(f"train.cuda_graphs=on: {reason}; set train.cuda_graphs=auto")
+    if topology.device.type == "cuda":
+        topology.say(f"no CUDA graphs: {reason}")
+    return None
+
+
+def why_not_recorded(core: TransformerConfig, topology: Topology) -> str | None:
+    """What in a pass a CUDA graph would not repeat; None: nothing."""
+    if topology.device.type != "cuda":
+        return "there is no CUDA device"
+    if topology.process.size > topology.data.size:
+        return "a pass of tensor, pipeline or context parallelism talks to other ranks"
+    if core.hidden_dropout or core.attention_dropout:
+        return "dropout draws anew in each pass"
+    if core.fp16:
+        return "the loss scale of fp16 changes"
+    return None
 
 
 def _tensors_alone(state: Tree) -> Tree:

@@ -1,7 +1,7 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sep.attention.annealing import Annealing
@@ -16,6 +16,7 @@ from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
+from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.changes import check_changes
@@ -25,6 +26,7 @@ from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.metrics import Metrics, make_metrics
+from megatron_sep.train.outcomes import Outcomes
 from megatron_sep.train.schedule import LearningRate
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
@@ -47,6 +49,8 @@ class Run:
     metrics: Metrics
     statistics: Statistics
     state: TrainState
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    skipped_in_a_row: int = 0
 
     def save(self) -> Path:
         """Write a checkpoint of where the run stands, and wait for it. Raises NotWrittenError."""
@@ -118,6 +122,7 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     resolved = inputs.resolved
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
+    set_determinism(config.train.deterministic)
     config = _with_schedule(config, newest, topology)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
     changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
@@ -189,6 +194,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         loss_scale=train.loss_scale,
         sequence_length=config.model.sequence_length,
         micro_batch_size=train.micro_batch_size,
+        cuda_graphs=train.cuda_graphs,
     )
     if source is not None and zero is not None:
         take_over(engine, model, zero, source.vocab_size, whole, topology)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from megatron_sep.config.size import ModelSize
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.peak import peak_flops
 
 
@@ -48,8 +50,8 @@ class Statistics:
     sequences: int = 0
     counts: Tensor | None = None
     """int64 [2]: visible pairs, separators."""
-    losses: list[Tensor] = field(default_factory=list)
-    """Of the steps that were applied, on the device."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps that were applied."""
     steps: int = 0
     asides: dict[str, Aside] = field(default_factory=lambda: {"validation": Aside(), "save": Aside()})
     _started: float = field(default_factory=time.perf_counter)
@@ -63,11 +65,11 @@ class Statistics:
             self.sequences += batch.ids_BT.shape[0]
             yield batch
 
-    def stepped(self, loss: Tensor, applied: bool) -> None:
+    def stepped(self, outcome: Outcome) -> None:
         """A step is over; a loss that was not learnt from is not averaged."""
         self.steps += 1
-        if applied:
-            self.losses.append(loss)
+        if outcome.applied:
+            self.losses.append(outcome.loss)
 
     @contextmanager
     def aside(self, name: str) -> Iterator[None]:
@@ -96,8 +98,8 @@ class Statistics:
         return {f"time/{name}": seconds} if seconds else {}
 
     def _losses(self) -> dict[str, float]:
-        mean = float(torch.stack(self.losses).double().mean()) if self.losses else float("nan")
-        return {"train/loss": mean, "train/loss_last": float(self.losses[-1]) if self.losses else float("nan")}
+        mean = fmean(self.losses) if self.losses else float("nan")
+        return {"train/loss": mean, "train/loss_last": self.losses[-1] if self.losses else float("nan")}
 
     def _rates(self, step: int) -> dict[str, float]:
         assert self.counts is not None

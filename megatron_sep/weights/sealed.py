@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ class TrainState:
     skipped: int = 0
     """Steps whose gradient was not finite."""
 
-    def advance(self, sequences: int, applied: bool) -> "TrainState":
+    def advance(self, sequences: int) -> "TrainState":
         """After one more step of so many sequences."""
-        return TrainState(self.step + 1, self.consumed + sequences, self.skipped + (not applied))
+        return replace(self, step=self.step + 1, consumed=self.consumed + sequences)
 
 
 @dataclass(frozen=True)

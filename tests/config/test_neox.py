@@ -106,6 +106,7 @@ def test_a_pythia_file_loads_unchanged(files: Path) -> None:
     assert (train.precision, train.loss_scale.initial, train.recompute, train.steps) == ("fp16", 4096.0, True, 500)
     assert (train.micro_batch_size, train.global_batch_size, train.eval_every) == (8, 16, 0)
     assert (str(config.data.path), config.data.order, config.data.split) == ("data/pile", "neox", (1.0, 0.0, 0.0))
+    assert config.data.epoch_margin == 1.005
     assert str(config.tokenizer.path) == "data/20B_tokenizer.json"
     assert str(config.dir) == "runs/pythia"
     assert config.attention.window is None

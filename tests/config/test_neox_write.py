@@ -108,6 +108,7 @@ def test_any_run_comes_back(model: Any, attention: Any, train: Any, decay: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data": BASE["data"] | {"epoch_margin": 1.5}}, "data.epoch_margin=1.5"),
         ({"data": {"path": "data/text"}}, "data.order='samples'"),
         ({"checkpoint": {"init_from": "start", "init_step": 9}}, "checkpoint.init_step=9"),
         ({"model": {"activation": "gelu_tanh"}}, "activation='gelu_tanh'"),
@@ -124,6 +125,13 @@ def test_what_has_no_key_is_refused_by_name(changes: dict[str, Any], message: st
     with pytest.raises(NeoxError) as refused:
         as_neox(RunConfig.model_validate(BASE | changes), {})
     assert message in str(refused.value)
+
+
+def test_a_set_to_train_on_alone_comes_back() -> None:
+    """GPT-NeoX's train_data_paths, with its margin of half a percent."""
+    alone = {"split": (1.0, 0.0, 0.0), "epoch_margin": 1.005}
+    config = RunConfig.model_validate(BASE | {"data": BASE["data"] | alone, "train": {"eval_every": 0}})
+    assert spelled_out(RunConfig.model_validate(translate(as_neox(config, {})[0], "some"))) == spelled_out(config)
 
 
 def test_settings_that_nothing_learnt_depends_on_are_said() -> None:

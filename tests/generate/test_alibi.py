@@ -119,7 +119,7 @@ def test_generate_goes_on_as_without_a_cache(model: Any) -> None:
     """
     ids = some_ids(1, 12)
     if model.config.model_type == "falcon":
-        model.set_attn_implementation("sdpa")
+        model.config._attn_implementation = "sdpa"
     expected = model.generate(ids, max_new_tokens=10, do_sample=False, use_cache=False, pad_token_id=0)
     attach(model, AttentionPattern())
     assert model.generate(ids, max_new_tokens=10, do_sample=False, pad_token_id=0).tolist() == expected.tolist()

@@ -136,5 +136,6 @@ def test_dropout_takes_what_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert not torch.allclose(dropped, kept)
     device = current_device().type
     said = capsys.readouterr().err.splitlines()
-    chosen = ("full_attention: torch", "sep_attention: reference", "layernorm: torch", "cross_entropy: torch")
-    assert said[:5] == [f"{line} on {device}" for line in (*chosen, "adamw: torch")]
+    chosen = ("full_attention: torch", "sep_attention: reference", "layernorm: torch", "open_residual: reference")
+    chosen += ("split_rotated: reference", "bias_gelu: torch", "cross_entropy: torch", "adamw: torch")
+    assert said[:8] == [f"{line} on {device}" for line in chosen]

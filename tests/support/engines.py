@@ -69,10 +69,10 @@ class PlainEngine(Engine):
     def step(self, lr: float) -> StepResult:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_grad))
-        if math.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_grad)
+        if math.isfinite(float(norm)):
             self._optimizer.step()
-        return StepResult(norm, math.isfinite(norm))
+        return StepResult(norm)
 
     def loss_scale(self) -> float:
         return 1.0

@@ -47,7 +47,7 @@ def train(of: MegatronEngine, steps: range) -> None:
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(0, VOCAB, (4, LENGTH + 1), generator=generator)
         of.forward_backward([Microbatch.of(rows, RULES, topology().device)], 1)
-        assert of.step(1e-2).applied
+        assert of.step(1e-2).grad_norm.isfinite()
 
 
 def library(kind: type) -> str:

@@ -82,7 +82,7 @@ def full_disk() -> Iterator[None]:
 def test_a_full_disk_leaves_the_old_checkpoints_good(trained: Run, full_disk: None) -> None:  # noqa: ARG001
     """The save fails with the reason and the way out; what was there still verifies, and nothing half-written stays."""
     before = finished_checkpoints(trained.checkpoints.dir)
-    trained.state = trained.state.advance(8, applied=True)
+    trained.state = trained.state.advance(8)
     with pytest.raises(NotWrittenError, match=r"step-00000009: could not be written \(.* GB free.*untouched"):
         trained.save()
     assert finished_checkpoints(trained.checkpoints.dir) == before
@@ -105,7 +105,7 @@ def test_a_save_that_fails_without_a_word_is_named_by_its_kind(trained: Run, mon
 def test_only_the_newest_are_kept(trained: Run) -> None:
     """keep=2: the third save drops the first."""
     trained.checkpoints.keep = 2
-    trained.state = trained.state.advance(8, applied=True)
+    trained.state = trained.state.advance(8)
     trained.save()
     assert [path.name for path in finished_checkpoints(trained.checkpoints.dir)] == ["step-00000008", "step-00000009"]
 

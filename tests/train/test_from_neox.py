@@ -156,12 +156,13 @@ def test_what_is_missing_or_strange_is_said_before_training(known: Any, tmp_path
     with pytest.raises(ConfigError, match=r"pass dir=\.\.\., where the run goes on"):
         neox_run(tmp_path / "neox", [])
     asked = neox_run(checkpoint, [on])
-    last = checkpoint / "zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    middle, last = (checkpoint / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (1, 2))
+    aside, other = checkpoint / "aside", checkpoint / f"bf16_{last.name}"
     for broken, message in (
-        (lambda: last.unlink(), "need .*: files of some ranks are missing"),
-        (lambda: (checkpoint / "zero_pp_rank_1_mp_rank_00_optim_states.pt").rename(last), "ranks .*one is missing"),
-        (lambda: last.rename(checkpoint / f"bf16_{last.name}"), "DeepSpeed's bf16 optimizer"),
-        (lambda: (checkpoint / f"bf16_{last.name}").rename(last) and torch.save(Bomb(tmp_path / "c"), last), "damaged"),
+        (lambda: last.rename(aside), "need .*: files of some ranks are missing"),
+        (lambda: (aside.rename(last), middle.rename(aside)), r"has the ranks \[0, 2\] .*one is missing"),
+        (lambda: (aside.rename(middle), last.rename(other)), "DeepSpeed's bf16 optimizer"),
+        (lambda: (other.rename(last), torch.save(Bomb(tmp_path / "c"), last)), "is damaged, or holds something"),
     ):
         broken()
         with pytest.raises(WeightsError, match=message):

@@ -21,6 +21,9 @@ class AdamW:
     """Of each group of parameters, beside those."""
     start: Callable[[Tensor], dict[str, Tensor]]
     """A parameter's state before the first step."""
+    skips_by_itself: bool = False
+    """Its ``step`` heeds the tensors ``grad_scale``, which gradients are divided by, and ``found_inf``: where that is 1
+    nothing changes. So nobody has to look at a norm on the host first."""
 
 
 def moments(parameter: Tensor) -> dict[str, Tensor]:

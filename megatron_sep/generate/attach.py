@@ -82,7 +82,8 @@ class Attachment:
             given["position_ids"] = position_ids
         if self.positions.places is not None:
             embedded = self.decoder.get_input_embeddings()(text.ids_BT)
-            given |= {"input_ids": None, "inputs_embeds": embedded + self.positions.places(current.cache.places_BT)}
+            places = self.positions.places(current.cache.segments.places_BT)
+            given |= {"input_ids": None, "inputs_embeds": embedded + places}
         needs_a_mask = repeats or self.decoder.config.model_type == "mpt"  # MPT looks at what it would make of None
         given["attention_mask"] = current.mask(text.ids_BT) if needs_a_mask else None
         if repeats:

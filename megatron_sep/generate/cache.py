@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from megatron_sep.attention.bilevel import Bilevel, Counts
+from megatron_sep.attention.bilevel import Bilevel
 from megatron_sep.generate.group import Group
 from megatron_sep.generate.layer_policies import CacheError, LayerPolicy, check_positions, check_scored, first_policy
 from megatron_sep.generate.layout import Layout, of_mask, restarts
@@ -17,6 +17,7 @@ from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.scores import Scoring
+from megatron_sep.generate.segments import Segments
 from megatron_sep.generate.slots import ROLLBACK, SLACK, Slots
 
 _SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
@@ -87,13 +88,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.policies = tuple(policies)
         self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
         self.slack, self.rollback, self.backend = slack, rollback, backend
-        self.bilevel, self.distances = bilevel, distances
-        self.places_BT: Tensor | None = None
-        """int64: places in their segments of the tokens of the pass that runs, where positions are bilevel."""
-        self._counts: Counts | None = None
-        """Before the pass that runs."""
-        self._next_counts: Counts | None = None
-        """After it."""
+        self.segments = None if bilevel is None else Segments(bilevel, document_end)
+        self.distances = distances
         self._most_columns = self._whole_columns = 0
         """Columns that the cache has held at most, and how many of the last ones are tokens of every text."""
         self.columns = 0
@@ -129,8 +125,8 @@ class SepCache(Cache):  # type: ignore[misc]
             self.groups = {policy: self._group(policy, n, ids_BT) for policy, n in Counter(self.policies).items()}
         self._new = ids_BT.shape[1]
         self._new_whole = self._new + self._whole_columns if layout.real_BT is None else _whole_at_end(layout.real_BT)
-        if self.bilevel is not None:
-            return self._begin_segments(self.bilevel, ids_BT, layout)
+        if self.segments is not None:
+            return self._begin_segments(self.segments.begin(ids_BT, layout), ids_BT, layout)
         own_BT, *_ = [group.begin(ids_BT, layout) for group in self.groups.values()]
         if self.distances:
             return torch.zeros_like(own_BT)
@@ -140,16 +136,8 @@ class SepCache(Cache):  # type: ignore[misc]
             return position_ids.expand_as(own_BT)
         return own_BT if self._since_B is None else (own_BT - self._since_B[:, None]).clamp(min=0)
 
-    def _begin_segments(self, bilevel: Bilevel, ids_BT: Tensor, layout: Layout) -> Tensor:
+    def _begin_segments(self, segment_BT: Tensor, ids_BT: Tensor, layout: Layout) -> Tensor:
         """The numbers of the tokens' segments, or zeros where they are distances and nothing turns."""
-        ends_BT = None if self.document_end is None else ids_BT == self.document_end
-        if self._counts is None:
-            self._counts, self._next_counts = (Counts.start(len(ids_BT), ids_BT.device) for _ in range(2))
-        (segment_BT, self.places_BT), after = bilevel.counted(
-            ids_BT, self._counts, ends_BT, layout.starts_BT, layout.real_BT
-        )
-        assert self._next_counts is not None
-        self._next_counts.take(after)
         for group in self.groups.values():
             if self.distances and isinstance(group, Slots):
                 group.begin(ids_BT, layout, segment_BT)
@@ -182,8 +170,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.columns += self._new
         self._most_columns = max(self._most_columns, self.columns)
         self._new, self._since_B = 0, self._next_since_B
-        if self._counts is not None and self._next_counts is not None:
-            self._counts.take(self._next_counts)
+        if self.segments is not None:
+            self.segments.end()
 
     def abandon(self) -> None:
         """The forward pass failed: its tokens do not count, and the cache is as before them if that can be."""
@@ -249,7 +237,7 @@ class SepCache(Cache):  # type: ignore[misc]
         """Can tokens be taken back without a trace?"""
         groups = self.groups.values()
         return (
-            self.bilevel is None
+            self.segments is None
             and self.rollback > 0
             and all(isinstance(group, Slots) and group.policy.capacity is None for group in groups)
         )
@@ -308,8 +296,8 @@ class SepCache(Cache):  # type: ignore[misc]
         """Only the texts at these indices."""
         for group in self.groups.values():
             group.select(indices.to(group.seen_R.device))
-        if self._counts is not None:
-            self._counts, self._next_counts = (self._counts.of(indices) for _ in range(2))
+        if self.segments is not None:
+            self.segments.select(indices)
         if self._since_B is not None:
             self._since_B = self._next_since_B = self._since_B[indices.to(self._since_B.device)]
 
@@ -323,7 +311,7 @@ class SepCache(Cache):  # type: ignore[misc]
         if tokens == 0:
             return
         groups = [group for group in self.groups.values() if isinstance(group, Slots)]
-        if self.bilevel is not None:
+        if self.segments is not None:
             raise CacheError(
                 f"crop({tokens_to_remove}): of bilevel positions what was counted is not taken back; generate without "
                 "assisted or speculative decoding"
@@ -349,7 +337,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.groups, self.columns, self._new = {}, 0, 0
         self._most_columns = self._whole_columns = 0
         self._since_B, self._next_since_B, self._broken = None, None, False
-        self._counts = self._next_counts = self.places_BT = None
+        if self.segments is not None:
+            self.segments.reset()
 
     def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
         if isinstance(policy, ScorePolicy):
@@ -364,7 +353,7 @@ class SepCache(Cache):  # type: ignore[misc]
             slack=self.slack,
             rollback=self.rollback,
             backend=self.backend,
-            segments=self.bilevel is not None and self.distances,
+            segments=self.segments is not None and self.distances,
         )
 
     def _with_restarts(self, layout: Layout, ids_BT: Tensor, position_ids: Tensor) -> Layout:

@@ -65,7 +65,8 @@ def _positions(source: OpenedSource, tokenizer: Tokens, device: torch.device, dt
     """What a checkpoint has that transformers does not compute."""
     config, places = source.config, None
     if config.position.bilevel:
-        places = torch.nn.Embedding.from_pretrained(source.weight(f"{PLACES.ours}.weight").to(device, dtype))
+        weight = source.weight(f"{PLACES.ours}.weight").to(device, dtype)
+        places = torch.nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call]
     return ModelPositions(
         None if config.position.rotates else alibi_slopes(config.num_attention_heads).to(device),
         bilevel_of(config.position, tokenizer),

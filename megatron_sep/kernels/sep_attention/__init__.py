@@ -71,8 +71,7 @@ def sep_attention(
         whole=plan.span is None,
         training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
     )
-    more = {"bias": bias, "adjusting": adjusting}
-    given = {name: value for name, value in more.items() if value is not None}
+    given = {name: value for name, value in (("bias", bias), ("adjusting", adjusting)) if value is not None}
     out: Tensor = attend(q_BHSD, k_BHSD, v_BHSD, plan, scale, *((dropout,) if dropout else ()), **given)
     return out
 

@@ -4,7 +4,6 @@ The block table comes from the plan's reach in O(T + blocks^2); ``create_block_m
 saves little work all the same: separators are so dense that nearly every causal block holds one.
 """
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -48,7 +47,8 @@ def _block(device: torch.device, plan: MaskPlan) -> int:
     """On the CPU torch 2.13 computes wrong rows where a block is longer than what it cuts."""
     if device.type == "cuda":
         return BLOCK
-    return min(BLOCK, 2 ** int(math.log2(min(plan.num_queries, plan.reach_BT.shape[1]))))
+    shortest = min(plan.num_queries, plan.reach_BT.shape[1])
+    return min(BLOCK, 1 << (shortest.bit_length() - 1))
 
 
 def falling(bias: DistanceBias, plan: MaskPlan) -> Callable[..., Tensor]:

@@ -57,13 +57,9 @@ def _filled(tree: Tree, config: RunConfig, missing: Mapping[str, str]) -> Tree:
 
 def spelled_out(config: RunConfig) -> Tree:
     """Every setting with its value where null or a negative number means one."""
-    model, layers = config.model, config.model.num_layers
+    layers = config.model.num_layers
     tree = config.model_dump(mode="json")
-    tree["model"] |= {
-        "num_key_value_heads": model.key_value_heads,
-        "ffn_hidden_size": model.mlp_size,
-        "mlp_biases": model.mlp_has_biases,
-    }
+    tree["model"] |= config.model.spelled_out()
     tree["attention"]["full_layers"] = sorted({layer % layers for layer in config.attention.full_layers})
     return tree
 

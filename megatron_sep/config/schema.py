@@ -80,6 +80,15 @@ class ModelConfig(Section):
         """Values between the two matrices of an MLP, whether they are set or 4 x hidden_size."""
         return self.ffn_hidden_size or 4 * self.hidden_size
 
+    def spelled_out(self) -> dict[str, int | bool]:
+        """The settings that may be left to others, with the values that they have then."""
+        return {
+            "num_key_value_heads": self.key_value_heads,
+            "head_dim": self.head_size,
+            "ffn_hidden_size": self.mlp_size,
+            "mlp_biases": self.mlp_has_biases,
+        }
+
     @property
     def gated_mlp(self) -> bool:
         """Whether a gate multiplies the MLP's values, as SwiGLU's does: what tells a Llama from a GPTNeoX."""

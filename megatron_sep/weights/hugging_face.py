@@ -69,7 +69,7 @@ def _neox(values: Mapping[str, Any]) -> Json:
     return {
         "activation": _ACTIVATIONS[activation],
         "biases": values.get("attention_bias", True),
-        "mlp_biases": True,
+        "mlp_biases": None if values.get("attention_bias", True) else True,
         "sequence_length": values.get("max_position_embeddings", 2048),
         "parallel_residual": values.get("use_parallel_residual", True),
         "rotary_fraction": rope.get("partial_rotary_factor", values.get("rotary_pct", 0.25)),
@@ -85,14 +85,15 @@ def _llama(values: Mapping[str, Any]) -> Json:
     rope = _rope(values, 10000)
     _only(rope, "partial_rotary_factor", 1.0, none_too=True)
     plain = values["hidden_size"] / values["num_attention_heads"]
+    biases = values.get("attention_bias", False)
     return {
         "head_dim": None if values.get("head_dim") in (None, plain) else values["head_dim"],
         "num_key_value_heads": values.get("num_key_value_heads"),
         "sequence_length": min(values.get("max_position_embeddings", 8192), 8192),
         "norm": "rmsnorm",
         "activation": "swiglu",
-        "biases": values.get("attention_bias", False),
-        "mlp_biases": values.get("mlp_bias", False),
+        "biases": biases,
+        "mlp_biases": None if values.get("mlp_bias", False) == biases else not biases,
         "parallel_residual": False,
         "rotary_fraction": 1.0,
         "rotary_base": int(rope["rope_theta"]),

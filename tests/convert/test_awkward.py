@@ -9,12 +9,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.config.schema import ModelConfig
 from megatron_sep.convert.as_transformers import fill
 from megatron_sep.model.build import build_model
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.groups import topology
 from megatron_sep.weights.hugging_face import HuggingFaceError, make_config, read_config
-from megatron_sep.weights.open_source import open_source
+from megatron_sep.weights.open_source import SourceError, open_source
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -67,6 +68,17 @@ def test_logits_are_those_of_transformers_both_ways(name: str, tmp_path: Path) -
     assert read_config(tmp_path)[0].model_dump(exclude={"rotary_scaling"}) == source.config.model_dump(
         exclude={"rotary_scaling"}
     )
+
+
+def test_what_a_configuration_leaves_to_others_agrees_with_what_weights_spell_out(tmp_path: Path) -> None:
+    """A head size or biases of the MLP that are said by one and follow for the other are no difference."""
+    AutoModelForCausalLM.from_config(GPTNeoXConfig(**SHAPE)).save_pretrained(tmp_path)
+    asked = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=80, vocab_size=64)
+    spelled = asked.model_copy(update={"head_dim": 16, "mlp_biases": True, "num_key_value_heads": 4})
+    for config in (asked, spelled):
+        assert open_source(tmp_path, config).config.spelled_out() == asked.spelled_out()
+    with pytest.raises(SourceError, match="mlp_biases is True there and False here"):
+        open_source(tmp_path, asked.model_copy(update={"mlp_biases": False}))
 
 
 @pytest.mark.parametrize(

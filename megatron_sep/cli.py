@@ -276,6 +276,10 @@ def generate(
             help="in a bounded cache: cache (a token's index in it, the default), text, or frozen (as it came in)"
         ),
     ] = None,
+    prefill: Annotated[
+        str | None,
+        typer.Option(help="in a bounded cache: compressed (the default), or dense: prompts whole until they go on"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="most tokens to add to a prompt")] = 128,
     temperature: Annotated[float, typer.Option(help="how freely tokens are drawn; 0 takes the likeliest")] = 0.8,
     top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
@@ -289,7 +293,7 @@ def generate(
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
         texts = read_prompts(prompt or (), prompts)
-        session = open_session(checkpoint, attention, streaming, positions)
+        session = open_session(checkpoint, attention, streaming, positions, prefill)
     cache = session.attachment.new_cache()
     for text in session.shown(texts, sampling, cache):
         typer.echo(text, nl=False)

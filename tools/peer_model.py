@@ -38,7 +38,8 @@ class Layer(nn.Module):
         else:
             attended = sep_attention(q, k, v, plan)
         transformed: Tensor = self.down(functional.gelu(self.up(self.norm2(x))))
-        return x + self.out(attended.transpose(1, 2).flatten(2)) + transformed
+        out: Tensor = x + self.out(attended.transpose(1, 2).flatten(2)) + transformed
+        return out
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Problem:
         self.scale = shape.size**-0.5
         self.o, self.lse, self.kc, self.vc = fused.sep_attention_forward(
             self.q, self.k, self.v, self.plan.reach_BT, index.seen_BT, index.sorted_2BG, None,
-            shape.window, shape.length, self.scale,
+            0, shape.window, shape.length, self.scale,
         )  # fmt: skip
         self.dq, self.dk, self.dv = map(torch.empty_like, (self.q, self.k, self.v))
         self.delta = torch.zeros_like(self.lse)
@@ -86,7 +86,7 @@ class Problem:
         common = (self.q, self.k, self.v)
         order = index.sorted_2BG
         keys = (self.kc, self.vc, plan.reach_BT, index.seen_BT, order)
-        sizes = (plan.window, self.q.shape[2])
+        sizes = (0, plan.window, self.q.shape[2])
         if kernel == "forward":
             fused.run_forward(*common, *keys, None, *sizes, self.scale, self.o, self.lse, tile)
         elif kernel == "query_gradient":
@@ -95,7 +95,7 @@ class Problem:
             )  # fmt: skip
         else:
             fused.run_key_gradient(
-                *common, order, self.scale, self.do, self.lse, self.delta, self.dk, self.dv, tile,
+                *common, order, 0, self.scale, self.do, self.lse, self.delta, self.dk, self.dv, tile,
             )  # fmt: skip
 
 

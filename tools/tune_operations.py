@@ -53,16 +53,18 @@ def kernels(shape: Shape) -> Iterator[Kernel]:
     yield from rotary_kernels(shape)
     yield from gelu_kernels(shape)
     logits = random(shape.tokens, 1, shape.vocab)
-    labels = torch.randint(0, shape.vocab, (shape.tokens, 1), device="cuda")
-    lse, target = loss.logits_summary(logits, labels, 0)
-    rows = [Launch(rows=1, columns=c, warps=w) for c, w in itertools.product((2048, 4096, 8192), (4, 8))]
-    yield "loss forward", lambda: loss.logits_summary(logits, labels, 0), constant(loss, "FORWARD"), rows
-    yield (
-        "loss backward",
-        lambda: loss.logits_gradient(logits, labels, lse, lse, target, 0),
-        constant(loss, "BACKWARD"),
-        rows,
+    labels = torch.randint(0, shape.vocab, (1, shape.tokens), device="cuda")
+    summary = loss.logits_summary(logits, labels, 0, shape.vocab)
+    backward = partial(
+        loss.write_logits_gradient, logits, labels, *summary[:2], summary[2], torch.empty_like(logits), 0
     )
+    rows = [
+        Launch(rows=1, columns=c, warps=w, stages=s)
+        for c, w, s in itertools.product((1024, 2048, 4096), (2, 4, 8), (1, 3))
+    ]
+    forward = partial(loss.logits_summary, logits, labels, 0, shape.vocab)
+    yield "loss forward", forward, constant(loss, "FORWARD"), rows
+    yield "loss backward", backward, constant(loss, "BACKWARD"), rows
 
 
 def norm_kernels(shape: Shape) -> Iterator[Kernel]:
@@ -112,8 +114,11 @@ def rotary_kernels(shape: Shape) -> Iterator[Kernel]:
 
 def gelu_kernels(shape: Shape) -> Iterator[Kernel]:
     x, dout, bias = random(shape.tokens, shape.mlp), random(shape.tokens, shape.mlp), random(shape.mlp)
-    sizes = list(itertools.product((4, 8, 16), (256, 512, 1024), (4, 8)))
-    loops = [Launch(rows=r, columns=c, warps=w, programs=p) for (r, c, w), p in itertools.product(sizes, (8, 16))]
+    sizes = list(itertools.product((2, 4, 8), (512, 1024), (4, 8)))
+    loops = [
+        Launch(rows=r, columns=c, warps=w, programs=p, stages=s)
+        for (r, c, w), p, s in itertools.product(sizes, (8, 16), (1, 3))
+    ]
     yield (
         "gelu fwd",
         lambda: gelu.bias_gelu_forward(x, bias),

@@ -69,6 +69,11 @@ class AttentionPattern:
         """Does the reach of any token end before its document does?"""
         return self.window is not None
 
+    @property
+    def of_prompt(self) -> "AttentionPattern":
+        """What a prompt is read under: the pattern itself."""
+        return self
+
     def survivors(self, landmark_RC: Tensor, length_R: Tensor) -> Tensor:
         """Which of the first ``length`` slots an eviction leaves, whatever their reach: all, bool [R, C]."""
         return _positions(landmark_RC) < length_R[:, None]
@@ -132,8 +137,15 @@ class MaskPlan:
     """No row has more landmarks than this, known to the host; None: T."""
     span: range | None = None
     """The positions of the queries; None: all."""
+    even: bool = True
+    """Keys that are no landmarks are seen by ``window`` queries at most, and landmarks to the end of their document."""
     index: Any = None
     """What a kernel made of the keys once for all layers; only that kernel reads it."""
+
+    @property
+    def num_keys(self) -> int:
+        """T"""
+        return self.reach_BT.shape[1]
 
     @property
     def num_queries(self) -> int:
@@ -151,6 +163,33 @@ class MaskPlan:
         if queries.step != 1 or not own.start <= queries.start <= queries.stop <= own.stop:
             raise ValueError(f"queries={queries}: the plan has {own}; pass a consecutive part of it")
         return self if queries == own else replace(self, span=queries, causal=False)
+
+    def of_first_keys(self, count: int) -> "MaskPlan":
+        """The first ``count`` keys, the only ones that the queries among them see."""
+        if count == self.num_keys:
+            return self
+        left_T = torch.arange(count, 0, -1, device=self.reach_BT.device, dtype=torch.int32)
+        return replace(
+            self,
+            window=min(self.window, count),
+            landmark_BT=self.landmark_BT[:, :count].contiguous(),
+            reach_BT=torch.minimum(self.reach_BT[:, :count], left_T),
+            start_BT=None if self.start_BT is None else self.start_BT[:, :count].contiguous(),
+            max_landmarks=None if self.max_landmarks is None else min(self.max_landmarks, count),
+            index=None,
+        )
+
+    def seen_by(self, queries: range, keys: range) -> Tensor:
+        """Which keys of a consecutive span any query of another one sees: bool [B, len(keys)]."""
+        reach_BL = self.reach_BT[:, keys.start : keys.stop]
+        position_L = torch.arange(keys.start, keys.stop, device=reach_BL.device)
+        return (position_L < queries.stop) & (position_L + reach_BL > queries.start)
+
+    def to(self, device: torch.device) -> "MaskPlan":
+        """The same on another device, without what a kernel made of it."""
+        landmark_BT, reach_BT = (x.to(device, non_blocking=True) for x in (self.landmark_BT, self.reach_BT))
+        start_BT = None if self.start_BT is None else self.start_BT.to(device, non_blocking=True)
+        return replace(self, landmark_BT=landmark_BT, reach_BT=reach_BT, start_BT=start_BT, index=None)
 
     def visible(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The rule on positions: does query q of row b see key k? Integer tensors that broadcast."""

@@ -5,7 +5,7 @@ the past window, and the last ``window`` tokens (w). When their number reaches `
 past window join the separator block, of which the newest s stay, and the rest of the past window is dropped.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,8 @@ from megatron_sep.attention.pattern import FOREVER, check_number, is_separator, 
 Positions = Literal["cache", "text", "frozen"]
 """Which rotary position a token has: its index in the cache, moving when others leave; its index in the text; or, for
 keys, the index in the cache it came in at ("no shift" in the paper's Table 8), for queries the cache's length."""
+Prefill = Literal["compressed", "dense"]
+"""How a prompt is read: like every other text, or whole, with evictions from the first token after it on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class StreamingPattern:
     """c: tokens at which an eviction is due; None: never."""
     separator_ids: tuple[int, ...] = ()
     positions: Positions = "cache"
+    prefill: Prefill = "compressed"
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -44,6 +47,8 @@ class StreamingPattern:
         object.__setattr__(self, "separator_ids", token_ids(self.separator_ids))
         if self.positions not in ("cache", "text", "frozen"):
             raise ValueError(f"positions={self.positions!r}: choose 'cache', 'text' or 'frozen'")
+        if self.prefill not in ("compressed", "dense"):
+            raise ValueError(f"prefill={self.prefill!r}: choose 'compressed' or 'dense'")
         kept = self.sinks + (self.separators or 0) + self.window
         if self.capacity is not None and kept >= self.capacity:
             raise ValueError(
@@ -63,8 +68,13 @@ class StreamingPattern:
 
     @property
     def bounded(self) -> bool:
-        """Does the cache stay at ``capacity`` tokens or fewer, whatever the text?"""
+        """Does the cache stay at ``capacity`` tokens or fewer, whatever the text, but for a prompt read whole?"""
         return self.capacity is not None and self.separators is not None
+
+    @property
+    def of_prompt(self) -> "StreamingPattern":
+        """What a prompt is read under: the pattern itself, or one that drops nothing."""
+        return self if self.prefill == "compressed" else replace(self, capacity=None)
 
     @property
     def mean_size(self) -> float:

@@ -6,9 +6,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES
+from megatron_sep.config.layout import split_mistakes
 from megatron_sep.config.position import PositionConfig, RotaryScalingConfig, SelfAdjustingConfig
 from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, PositiveInt, Section, Seed
 from megatron_sep.config.separators import Separators
+
+Recompute = bool | Literal["selective"]
 
 
 class ModelConfig(Section):
@@ -299,8 +302,8 @@ class TrainConfig(Section):
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: Seed = 1234
     """Of initial weights and dropout."""
-    recompute: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    recompute: Recompute = False
+    """Recompute each layer in the backward pass instead of keeping its activations; selective: the attention alone."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each layer; auto: on CUDA."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -327,15 +330,25 @@ class ParallelConfig(Section):
 
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+    virtual_pipeline: PositiveInt = 1
+    """Parts that the layers of each pipeline stage are in, far apart in the model: above 1, the interleaved schedule.
+    Its bubble is so many times smaller."""
+    context: PositiveInt = 1
+    """Ranks that share each sequence: every one holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split activations between the tensor-parallel regions along the sequence."""
     timeout_minutes: Annotated[int, Field(gt=0, le=525_600)] = 10
     """How long a process waits for the others before the job ends; a year at most."""
 
     @model_validator(mode="after")
-    def _sequence_needs_tensor(self) -> Self:
+    def _parts_need_the_whole(self) -> Self:
+        wrong = []
         if self.sequence_parallel and self.tensor == 1:
-            raise ValueError("sequence_parallel=true needs tensor > 1")
+            wrong.append("sequence_parallel=true needs tensor > 1")
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            wrong.append(f"virtual_pipeline={self.virtual_pipeline} needs pipeline > 1")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -400,11 +413,6 @@ class RunConfig(Section):
                 f"train.micro_batch_size={self.train.micro_batch_size}",
             ),
             (
-                self.model.num_attention_heads % self.parallel.tensor != 0,
-                f"model.num_attention_heads={self.model.num_attention_heads} does not divide by "
-                f"parallel.tensor={self.parallel.tensor}",
-            ),
-            (
                 instructions is not None and not self.attention.document_boundaries,
                 "data.instructions packs several examples into a sequence: set attention.document_boundaries: true",
             ),
@@ -413,25 +421,11 @@ class RunConfig(Section):
                 "data.instructions.valid=0 leaves no examples to validate on: raise it, or set train.eval_every: 0",
             ),
             (
-                self.model.key_value_heads % self.parallel.tensor != 0,
-                f"model.num_key_value_heads={self.model.num_key_value_heads} does not divide by "
-                f"parallel.tensor={self.parallel.tensor}",
-            ),
-            (
                 self.checkpoint.init_step >= self.train.steps,
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
             ),
-            (
-                layers % self.parallel.pipeline != 0,
-                f"model.num_layers={layers} does not divide by parallel.pipeline={self.parallel.pipeline}",
-            ),
-            (
-                self.parallel.sequence_parallel and self.model.sequence_length % self.parallel.tensor != 0,
-                f"model.sequence_length={self.model.sequence_length} does not divide by "
-                f"parallel.tensor={self.parallel.tensor}, which parallel.sequence_parallel needs",
-            ),
         )
-        mistakes = [message for wrong, message in checks if wrong]
+        mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -57,6 +57,7 @@ def parameters(module: nn.Module) -> list[str]:
 def check_architecture(decoder: PreTrainedModel) -> None:
     """Raises AttachError for an architecture whose attention the cache does not compute."""
     config = decoder.config
+    _check_kinds(decoder)
     known = isinstance(getattr(decoder, "_supports_attention_backend", None), bool) and (
         decoder._supports_attention_backend
     )
@@ -75,10 +76,17 @@ def check_architecture(decoder: PreTrainedModel) -> None:
         raise AttachError(
             f"{name}: leaves padding out of its positions by its id, which the cache does not; take another model"
         )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+
+
+def _check_kinds(decoder: PreTrainedModel) -> None:
+    """Raises AttachError for layers of another kind of attention, or of none."""
+    config = decoder.config
+    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    kinds = set(named) - {"full_attention", "sliding_attention"}
     if kinds:
         raise AttachError(
-            f"{name}: has layers of {', '.join(sorted(kinds))}; only full and sliding attention can be replaced"
+            f"{type(decoder).__name__} ({config.model_type}): has layers of {', '.join(sorted(kinds))}; only full and "
+            "sliding attention can be replaced"
         )
 
 
@@ -97,7 +105,10 @@ def widths_of(decoder: PreTrainedModel) -> tuple[int | None, ...]:
 
 def _is_causal(decoder: PreTrainedModel) -> bool:
     config = decoder.config
-    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) in (
+        True,
+        "all",
+    ):  # "vision": within pictures, which are refused
         return False
     said = [m.is_causal for m in attention_modules(decoder) if isinstance(getattr(m, "is_causal", None), bool)]
     return all(said) if said else not hasattr(config, "is_decoder") or config.is_decoder or decoder.can_generate()

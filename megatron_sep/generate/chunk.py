@@ -36,7 +36,11 @@ class TokenPolicy(Protocol):
 
     @property
     def bounded(self) -> bool:
-        """Are there never more than ``capacity`` tokens, whatever the text?"""
+        """Are there never more than ``capacity`` tokens, whatever the text, but for a prompt that is read whole?"""
+
+    @property
+    def of_prompt(self) -> "TokenPolicy":
+        """What a prompt is read under, up to the first pass with a single token."""
 
     def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
         """Which tokens outlive the window: bool [B, T]; ``place`` is that in their documents, from 0."""
@@ -213,6 +217,7 @@ def _plan(landmark_E: Tensor, reach_end_E: Tensor, first: int, tokens: int, devi
         torch.minimum(reach_E, entries - index_E)[None].to(device, torch.int32),
         causal=window == entries,
         max_landmarks=int(landmark_E.sum()),
+        even=past == 0,  # tokens of the past are seen as far as they were when they were new
     )
     return indexed(plan.of_queries(range(past, entries)))
 

@@ -58,6 +58,11 @@ def attention(
 ) -> tuple[Tensor, None]:
     """transformers' interface: q [B, H, T, D] and new k, v [B, K, T, D] to [B, T, H, D]. Raises AttachError."""
     current = _pass_of(module, attention_mask)
+    if attention_mask is not None and not hasattr(attention_mask, "sep_pass"):
+        raise AttachError(
+            f"{type(module).__name__}, layer {module.layer_idx}: adds something of its own to the scores, a tensor of "
+            f"shape {tuple(attention_mask.shape)}; such a model cannot be attached, detach() lets it run as it was"
+        )
     width, expected = kwargs.get("sliding_window"), current.attachment.widths[module.layer_idx]
     if width is not None and width != expected:
         raise AttachError(

@@ -47,6 +47,11 @@ class Limited:
         """As the policy."""
         return self.policy.bounded
 
+    @property
+    def of_prompt(self) -> "Limited":
+        """In the same window."""
+        return Limited(self.policy.of_prompt, self.width)
+
     def landmarks_at(self, ids_BT: Tensor, place_BT: Tensor) -> Tensor:
         """Those of the policy: bool [B, T]."""
         return self.policy.landmarks_at(ids_BT, place_BT)

@@ -65,14 +65,16 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     return found
 
 
-def open_session(path: Path, attention: Path | None, streaming: str | None, positions: str | None) -> Session:
+def open_session(
+    path: Path, attention: Path | None, streaming: str | None, positions: str | None, prefill: str | None = None
+) -> Session:
     """Open a model under its own pattern, that of a YAML file, or with a cache of bounded size ``a,s,w,c``.
 
-    ``positions`` are those of such a cache; None: inside it.
+    ``positions`` are those of such a cache, None: inside it; ``prefill`` how it reads a prompt, None: compressed.
     Raises SessionError for options that do not go together, before the model is read, and what opening it raises.
     """
     asked = None if attention is None else _attention(attention)
-    bounded = _bounded(streaming, positions)
+    bounded = _bounded(streaming, positions, prefill)
     loaded = load(path, current_device())
     rules = loaded.rules(asked or loaded.attention)
     if bounded is None:
@@ -82,14 +84,16 @@ def open_session(path: Path, attention: Path | None, streaming: str | None, posi
     return Session(loaded, attach(loaded.model, policy, document_end=rules.document_end))
 
 
-def _bounded(streaming: str | None, positions: str | None) -> StreamingPattern | None:
+def _bounded(streaming: str | None, positions: str | None, prefill: str | None) -> StreamingPattern | None:
     """The sizes of ``--streaming``, without separators yet; None where it is not given. Raises SessionError."""
     if streaming is None:
-        if positions is not None:
-            raise SessionError(f"--positions {positions}: is of a cache of bounded size; pass --streaming a,s,w,c too")
+        for option, value in (("--positions", positions), ("--prefill", prefill)):
+            if value is not None:
+                raise SessionError(f"{option} {value}: is of a cache of bounded size; pass --streaming a,s,w,c too")
         return None
     try:
-        return StreamingPattern(*_sizes(streaming), positions=positions or "cache")  # type: ignore[arg-type]
+        sizes, modes = _sizes(streaming), {"positions": positions or "cache", "prefill": prefill or "compressed"}
+        return StreamingPattern(*sizes, **modes)  # type: ignore[arg-type]
     except ValueError as error:
         raise SessionError(f"--streaming {streaming}: {error}") from error
 

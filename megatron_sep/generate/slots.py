@@ -56,7 +56,7 @@ class Slots:
         self.document_end, self.slack, self.rollback, self.backend = document_end, slack, rollback, backend
         self.rotary = rotary if self.policy.positions == "cache" else None
         self.evicts = any(policy.evicts for policy in self.policies)
-        num_slots = (self.policy.capacity or 0) if self.policy.bounded else 0
+        num_slots = (self.policy.capacity or 0) if self.policy.bounded and self.policy.of_prompt.bounded else 0
         rows = batch * len(self.policies)
         self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
         """int32: text position of the token in a slot, and the first one that does not see it."""
@@ -73,6 +73,10 @@ class Slots:
         """No row has more slots in use: what the host knows without asking the device."""
         self._scripts: list[RowScript] | None = None
         self._ids_B1: Tensor | None = None
+        self._reads_prompt = True
+        """Did no pass have a single token yet?"""
+        self._chunk_tokens = 0
+        """Columns of the chunk that is read."""
         self._stored = False
         """Has a layer stored what it keeps of the chunk?"""
 
@@ -161,8 +165,10 @@ class Slots:
     def end(self) -> None:
         """All layers have attended: tokens that nothing will see leave."""
         if self._scripts is None:
+            self._reads_prompt = False
             self._end_step()
         else:
+            self._reads_prompt &= self._chunk_tokens > 1
             self._end_chunk(self._scripts)
         self._scripts = self._ids_B1 = None
 
@@ -173,7 +179,13 @@ class Slots:
         return whole
 
     def room(self) -> bool:
-        """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?"""
+        """Make sure of a slot for one more token a row, with some to spare where there is none; stores replaced?
+
+        Where a prompt was read whole, the slots that it alone needed are given back.
+        """
+        if self.policy.bounded and not self._reads_prompt and self.num_slots != self.policy.capacity:
+            self._resize(self.policy.capacity or 0)
+            return True
         return self._most + 1 > self.num_slots and self.reserve(max(SPARE, self.num_slots // 4))
 
     def reserve(self, tokens: int) -> bool:
@@ -181,7 +193,9 @@ class Slots:
 
         The device is asked for the lengths only where what the host knows might not suffice.
         """
-        if self.policy.bounded or self._most + tokens <= self.num_slots:
+        if self.policy.bounded and (self.policy.of_prompt.bounded or not self._reads_prompt):
+            return False
+        if self._most + tokens <= self.num_slots:
             return False
         self._most = int(self.length_R.max())
         if self._most + (self.slack if self.evicts else tokens) < self.num_slots:
@@ -281,12 +295,13 @@ class Slots:
         starts_BT = None if layout.starts_BT is None else layout.starts_BT.cpu()
         segment_BT = None if segment_BT is None else segment_BT.cpu()
         states = self._states()
-        scripts = []
+        scripts, self._chunk_tokens = [], ids_BT.shape[1]
         for row, state in enumerate(states):
             text, head = divmod(row, len(self.policies))
             columns_T = real_BT[text].nonzero()[:, 0]
             ids_T, begins_T = ids_BT[text, columns_T], None if starts_BT is None else starts_BT[text, columns_T]
             policy = self.policies[head]
+            policy = policy.of_prompt if self._reads_prompt and self._chunk_tokens > 1 else policy
             end, back = self.document_end, self.rollback
             stand_T = None if segment_BT is None else segment_BT[text, columns_T]
             scripts.append(plan_row(policy, state, ids_T, columns_T, end, self.device, begins_T, back, stand_T))
@@ -427,6 +442,18 @@ class Slots:
 
     def _counters(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+    def _resize(self, num_slots: int) -> None:
+        """To so many slots, which hold all tokens there are."""
+        if num_slots > self.num_slots:
+            self._grow(num_slots)
+            return
+        self.place_RC, self.reach_end_RC, self.landmark_RC = (
+            table_RC[:, :num_slots].clone() for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC)
+        )
+        if self.keys_LBKCD is not None and self.values_LBKCD is not None:
+            self.keys_LBKCD = self.keys_LBKCD[..., :num_slots, :].clone()
+            self.values_LBKCD = self.values_LBKCD[..., :num_slots, :].clone()
 
     def _grow(self, num_slots: int) -> None:
         more = num_slots - self.num_slots

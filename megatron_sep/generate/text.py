@@ -43,6 +43,8 @@ def text_of(given: dict[str, Any]) -> Text:
         raise AttachError(f"{found}: the cache looks for separators among token ids; pass input_ids, [B, T]")
     positions = given.get("position_ids")
     planes = positions if positions is not None and positions.dim() == 3 else None
+    if outer and outer.get("position_ids") is None and planes is None:
+        positions = None  # counted by an outer model, which does not look at padding
     return Text(ids, mask, positions if planes is None else planes[0], planes)
 
 

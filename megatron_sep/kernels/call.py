@@ -25,6 +25,8 @@ class Call:
     """Are the softmax's weights multiplied by its scores (self-adjusting softmax)?"""
     whole: bool = True
     """Are the queries all of the keys' tokens, not a span of them?"""
+    even: bool = True
+    """Is the plan's window all that a query sees but landmarks (``MaskPlan.even``)?"""
     training: bool = False
     """Will gradients flow?"""
     tensor_parallel: int = 1

@@ -12,5 +12,7 @@ class Launch:
     warps: int
     programs: int = 0
     """To a multiprocessor, where each loops over many blocks."""
+    stages: int = 1
+    """Blocks on their way from memory at once, where a program loops over blocks."""
     columns: int = 0
     """Of a block, where it does not hold whole rows."""

@@ -73,7 +73,7 @@ OPERATIONS = {
         Operation(
             "layernorm",
             (
-                _norm("triton", f"{_NORM}.triton:LayerNorm", why_not.fused_rows, never),
+                _norm("triton", f"{_NORM}.triton:LayerNorm", why_not.fused_rows, on_cuda),
                 _norm("torch", f"{_NORM}.native:layer_norm", why_not.nothing, always),
                 _norm("transformer_engine", f"{_NORM}.transformer_engine:layer_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:layer_norm", _no_apex_norm, never),
@@ -83,7 +83,7 @@ OPERATIONS = {
         Operation(
             "rmsnorm",
             (
-                _norm("triton", f"{_NORM}.triton:RMSNorm", why_not.fused_rows, never),
+                _norm("triton", f"{_NORM}.triton:RMSNorm", why_not.fused_rows, on_cuda),
                 _norm("torch", f"{_NORM}.native:rms_norm", why_not.nothing, always),
                 _norm("transformer_engine", f"{_NORM}.transformer_engine:rms_norm", _no_transformer_engine, never),
                 _norm("apex", f"{_NORM}.apex:rms_norm", _no_apex_norm, never),
@@ -93,21 +93,21 @@ OPERATIONS = {
         Operation(
             "open_residual",
             (
-                _norm("triton", f"{_NORM}.triton:open_residual", why_not.fused_rows, never),
+                _norm("triton", f"{_NORM}.triton:open_residual", why_not.fused_rows, on_cuda),
                 _norm("reference", f"{_NORM}.residual:open_residual", why_not.nothing, always),
             ),
         ),
         Operation(
             "split_rotated",
             (
-                _rotary("triton", f"{_ROTARY}.triton:split_rotated", why_not.fused_rows, never),
+                _rotary("triton", f"{_ROTARY}.triton:split_rotated", why_not.fused_rows, on_cuda),
                 _rotary("reference", f"{_ROTARY}.reference:split_rotated", why_not.nothing, always),
             ),
         ),
         Operation(
             "bias_gelu",
             (
-                _gelu("triton", f"{_GELU}.triton:bias_gelu", why_not.fused_rows, never),
+                _gelu("triton", f"{_GELU}.triton:bias_gelu", why_not.fused_rows, on_cuda),
                 _gelu("torch", f"{_GELU}.native:bias_gelu", why_not.nothing, always),
                 _gelu("reference", f"{_GELU}.reference:bias_gelu", why_not.nothing, never),
             ),
@@ -115,7 +115,7 @@ OPERATIONS = {
         Operation(
             "cross_entropy",
             (
-                _loss("triton", f"{_LOSS}.triton:token_losses", why_not.fused_loss, never),
+                _loss("triton", f"{_LOSS}.triton:token_losses", why_not.fused_loss, on_cuda),
                 _loss("torch", f"{_LOSS}.native:token_losses", why_not.whole_vocabulary, always),
                 _loss("reference", f"{_LOSS}.reference:token_losses", why_not.whole_vocabulary, never),
             ),
@@ -123,6 +123,7 @@ OPERATIONS = {
         Operation(
             "adamw",
             (
+                _adamw("triton", f"{_ADAMW}.triton:ADAMW", why_not.fused_adamw, never),
                 _adamw("torch", f"{_ADAMW}.native:ADAMW", why_not.nothing, always),
                 _adamw("transformer_engine", f"{_ADAMW}.transformer_engine:ADAMW", _no_transformer_engine_adam, never),
                 _adamw("apex", f"{_ADAMW}.apex:ADAMW", _no_apex_adam, never),

@@ -28,8 +28,8 @@ def fused_attention(call: Call) -> str | None:
         return f"the fused kernel takes head sizes to 256, not {call.head_size}"
     if not call.positive_scale:
         return "the fused kernel takes a positive scale alone"
-    if not call.whole:
-        return "the fused kernel takes plans whose queries are all of their keys, this one has a span of them"
+    if not call.even:
+        return "the fused kernel takes plans with one window for all keys that are no landmarks, this one has others"
     return _adjusting(call) or _dropout(call) or _wrong_type(call) or _no_triton(call)
 
 
@@ -63,6 +63,11 @@ def fused_decode(call: Call) -> str | None:
 def fused_rows(call: Call) -> str | None:
     """Of the kernels that pass over rows once: norms, rotation, GELU."""
     return _wrong_type(call) or _no_triton(call)
+
+
+def fused_adamw(call: Call) -> str | None:
+    """Of ``adamw/triton.py``."""
+    return _no_triton(call)
 
 
 def fused_loss(call: Call) -> str | None:

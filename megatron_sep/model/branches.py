@@ -7,6 +7,7 @@ from megatron.core.transformer import attention, mlp
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.kernels.gelu import BiasGelu
 from megatron_sep.kernels.rotary import SplitRotated
@@ -26,7 +27,11 @@ class SelfAttention(attention.SelfAttention):  # type: ignore[misc]
         self.linear_qkv.skip_bias_add = True
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: MaskPlan, rotary_pos_emb: Told = None, **_: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: MaskPlan | ContextPlan,
+        rotary_pos_emb: Told = None,
+        **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [S, B, hidden]; angles [S, 1 or B, 1, R], each twice, or a bias of distance in their place.
 

@@ -12,7 +12,7 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 from torch.nn.functional import gelu, relu, silu
 
-from megatron_sep.config.schema import ModelConfig
+from megatron_sep.config.schema import ModelConfig, Recompute
 from megatron_sep.config.size import ModelError
 from megatron_sep.kernels.call import Call
 from megatron_sep.model.decoder import Decoder
@@ -48,6 +48,11 @@ def transformer_config(
         "normalization": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.norm],
         "tensor_model_parallel_size": topology.tensor.size,
         "pipeline_model_parallel_size": topology.pipeline.size,
+        "virtual_pipeline_model_parallel_size": topology.chunks if topology.chunks > 1 else None,
+        # in one batch, two stages that are each other's next and previous would mix up what goes forward and back
+        "overlap_p2p_comm": topology.chunks > 1,
+        "batch_p2p_comm": topology.chunks == 1,
+        "context_parallel_size": topology.context.size,
         "sequence_parallel": sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
@@ -87,10 +92,13 @@ def build_model(
     sequence_parallel: bool = False,
     backend: str = "auto",
     other_backends: Mapping[str, str] = MappingProxyType({}),
-    recompute: bool = False,
+    recompute: Recompute = False,
     compiled: bool = False,
+    chunk: int = 0,
 ) -> Decoder:
     """This rank's part of the model, initialised, on the GPU where there is one. Raises ModelError, BackendError.
+
+    Under an interleaved schedule the part has ``topology.chunks`` chunks, each a model of its own.
 
     Call it with ids, positions, and in place of the attention mask the plans of ``attention.layers.plan_layers``.
     ``backend`` is that of Sep-Attention, ``other_backends`` those of other operations by name, "auto" where not named.
@@ -115,11 +123,12 @@ def build_model(
         config=transformer_config(model, topology, precision, sequence_parallel),
         operations=operations,
         transformer_layer_spec=decoder_block(
-            num_layers=len(topology.stage_layers(model.num_layers)),
+            num_layers=len(topology.layers(model.num_layers, chunk)),
             operations=operations,
             parallel_residual=model.parallel_residual,
             recompute=recompute,
             compiled=compiled,
+            context_group=topology.context_group,
             adjusting=model.self_adjusting_softmax,
             biases=model.biases,
             mlp_biases=model.mlp_has_biases,
@@ -127,8 +136,9 @@ def build_model(
         ),
         vocab_size=vocab_size,
         max_sequence_length=model.position.length if model.position.bilevel else model.sequence_length,
-        pre_process=topology.first_stage,
-        post_process=topology.last_stage,
+        pre_process=topology.has_embedding(chunk),
+        post_process=topology.has_loss(chunk),
+        vp_stage=chunk if topology.chunks > 1 else None,
         share_embeddings_and_output_weights=model.tie_embeddings,
         position_embedding_type=_EMBEDDINGS[model.position.kind],
         rotary_percent=model.rotary_fraction,
@@ -137,7 +147,7 @@ def build_model(
     )
     rotary = _rotary(built, model)
     built.positions = Positions(model, rotary, topology)
-    if model.position.bilevel and topology.first_stage:
+    if model.position.bilevel and topology.has_embedding(chunk):
         built.embedding.position_embeddings.to(DTYPES[precision])
     initialise(built, model, seed, topology)
     return built.cuda()  # type: ignore[no-any-return]

@@ -1,27 +1,29 @@
 """The decoder layer for megatron-core's GPTModel: parallel or sequential residual, LayerNorm with bias or RMSNorm."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn.functional import dropout
-from torch.utils.checkpoint import checkpoint
 
+from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.config.position import SelfAdjustingConfig
+from megatron_sep.config.schema import Recompute
 from megatron_sep.kernels.norm import MakeNorm
 from megatron_sep.model.branches import SelfAttention, transform
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
 from megatron_sep.model.positions import Told
+from megatron_sep.model.recompute import recomputed
 
+Plan: TypeAlias = MaskPlan | ContextPlan
 _COMPILATIONS = 64
 """The most of one layer: each window of an annealing has its own, in training and in validation."""
 
@@ -82,7 +84,7 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Sequence[MaskPlan], rotary_pos_emb: Told = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[Plan], rotary_pos_emb: Told = None, **_: Any
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model.
 
@@ -90,18 +92,15 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         """
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
-            kept = partial(_same_dropout, tensor_parallel.get_cuda_rng_tracker().get_states())
-            return checkpoint(
-                self.residual, hidden_states, plan, rotary_pos_emb, use_reentrant=False, context_fn=kept
-            ), None
+            return recomputed(self.residual, hidden_states, plan, rotary_pos_emb), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
+    def _parallel_residual(self, x: Tensor, plan: Plan, told: Told) -> Tensor:
         (normal, other), stream = self._open(x, (self.input_layernorm, self.pre_mlp_layernorm), self._both)
         attended = self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
         return stream + attended + self._branch(transform(self.mlp, self.bias_gelu, other))
 
-    def _sequential_residual(self, x: Tensor, plan: MaskPlan, told: Told) -> Tensor:
+    def _sequential_residual(self, x: Tensor, plan: Plan, told: Told) -> Tensor:
         (normal,), stream = self._open(x, (self.input_layernorm,), self._both[:1])
         x = stream + self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
         (normal,), stream = self._open(x, (self.pre_mlp_layernorm,), self._both[1:])
@@ -134,29 +133,14 @@ def _compiled(residual: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(residual, dynamic=False)
 
 
-def _same_dropout(states: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Contexts for torch's checkpoint: the recomputation draws from megatron-core's random states as they were."""
-    return contextlib.nullcontext(), _restored(states)
-
-
-@contextlib.contextmanager
-def _restored(states: dict[str, Tensor]) -> Iterator[None]:
-    tracker = tensor_parallel.get_cuda_rng_tracker()
-    now = tracker.get_states()
-    tracker.set_states(states)
-    try:
-        yield
-    finally:
-        tracker.set_states(now)
-
-
 def decoder_block(
     *,
     num_layers: int,
     operations: Operations,
     parallel_residual: bool,
-    recompute: bool,
+    recompute: Recompute,
     compiled: bool,
+    context_group: dist.ProcessGroup | None,
     biases: bool = True,
     mlp_biases: bool = True,
     adjusting: SelfAdjustingConfig | None = None,
@@ -168,14 +152,20 @@ def decoder_block(
     spec.params = {
         "operations": operations,
         "parallel_residual": parallel_residual,
-        "recompute": recompute,
+        "recompute": recompute is True,
         "compiled": compiled,
     }
     norm = ModuleSpec(module=Norm, params={"make": operations.norm})
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
-        module=SepCoreAttention, params={"operations": operations, "adjusting": adjusting}
+        module=SepCoreAttention,
+        params={
+            "operations": operations,
+            "context_group": context_group,
+            "recompute": recompute == "selective",
+            "adjusting": adjusting,
+        },
     )
     attention, mlp = parts.self_attention, parts.mlp.submodules
     attention.module = SelfAttention

@@ -43,8 +43,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int, topology: Topol
 
 
 def global_parameters(model: nn.Module, config: ModelConfig, topology: Topology) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under their name in the whole model: layers counted across pipeline stages."""
-    offset = topology.stage_layers(config.num_layers).start
+    """Parameters under their name in the whole model: layers counted across pipeline stages and their chunks."""
+    offset = topology.layers(config.num_layers, getattr(model, "vp_stage", None) or 0).start
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if parts[:2] == ["decoder", "layers"]:

@@ -10,14 +10,14 @@ from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.cross_entropy import TokenLosses
 from megatron_sep.kernels.gelu import BiasGelu
 from megatron_sep.kernels.norm import MakeNorm, OpenResidual
-from megatron_sep.kernels.operation import BackendError, Implementation, Operation, always, never, on_cuda
+from megatron_sep.kernels.operation import BackendError, Implementation, Operation, always, on_cuda
 from megatron_sep.kernels.rotary import SplitRotated
 from megatron_sep.kernels.sep_attention import Attention
 
 _MEGATRON = "megatron_sep.model.split_vocabulary"
 _loss = partial(Implementation, benchmark="tools/bench_operations.py", tests="tests/model/test_operations.py")
 SPLIT_VOCABULARY = (
-    _loss("triton_split", f"{_MEGATRON}:triton_token_losses", why_not.fused_rows, never),
+    _loss("triton_split", f"{_MEGATRON}:triton_token_losses", why_not.fused_rows, on_cuda),
     _loss("megatron_fused", f"{_MEGATRON}:fused_token_losses", why_not.bf16_gradient, on_cuda),
     _loss("megatron", f"{_MEGATRON}:token_losses", why_not.nothing, always),
 )

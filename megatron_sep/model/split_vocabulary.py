@@ -3,7 +3,7 @@
 None is traced from outside: they are autograd functions around collectives.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -31,30 +31,21 @@ def token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def triton_token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
-    """Two numbers a token cross between the ranks; the logits are read once forward and once backward."""
-    from megatron_sep.kernels.cross_entropy.triton import logits_summary, losses_or_nan
+    """Three numbers a token cross between the ranks; the logits are read once forward and overwritten backward."""
+    from megatron_sep.kernels.cross_entropy.triton import TokenLosses
 
-    group, labels_TB = get_tensor_model_parallel_group(), labels_BT.T.contiguous()
-    part = logits_TBV.shape[2]
-    lse_TB, target_TB = logits_summary(logits_TBV, labels_TB, group.rank() * part)
-    losses_TB = _MergedLosses.apply(lse_TB, target_TB, group)  # type: ignore[no-untyped-call]
-    return losses_or_nan(labels_TB, losses_TB, group.size() * part).T.contiguous()
+    group, part = get_tensor_model_parallel_group(), logits_TBV.shape[2]
+    losses_BT: Tensor = TokenLosses.apply(  # type: ignore[no-untyped-call]
+        logits_TBV, labels_BT, group.rank() * part, group.size() * part, partial(_merged, group)
+    )
+    return losses_BT
 
 
-class _MergedLosses(torch.autograd.Function):
-    """Losses from each rank's log-sum-exp and label's logit; every rank has them, and the same gradient of them."""
-
-    @staticmethod
-    def forward(ctx: Any, lse: Tensor, target: Tensor, group: dist.ProcessGroup) -> Tensor:
-        largest = lse.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group)
-        sums = torch.stack(((lse - largest).exp(), target))
-        dist.all_reduce(sums, group=group)
-        whole = largest + sums[0].log()
-        ctx.save_for_backward((lse - whole).exp())
-        return whole - sums[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (share,) = ctx.saved_tensors
-        return gradients[0] * share, -gradients[0], None
+def _merged(group: dist.ProcessGroup, summary: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest logit, sum of exponentials and label's logit of a token from those of each rank."""
+    here, total, target = summary
+    largest = here.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    sums = torch.stack((total * (here - largest).exp(), target))
+    dist.all_reduce(sums, group=group)
+    return largest, sums[0], sums[1]

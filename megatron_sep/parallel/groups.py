@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from megatron_sep.config.layout import job_mistakes
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.errors import UserError
 from megatron_sep.parallel import cpu
@@ -74,17 +75,15 @@ def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
     """(Re)build megatron-core's process groups for a layout, and seed every random state. Raises ParallelError."""
     from megatron.core import parallel_state
 
-    world = dist.get_world_size()
-    model_parallel = config.tensor * config.pipeline
-    if world % model_parallel:
-        raise ParallelError(
-            f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} does not divide the {world} "
-            f"process(es) of this job; start a multiple of {model_parallel} or lower parallel.tensor or pipeline"
-        )
+    mistakes = job_mistakes(config, None, dist.get_world_size())
+    if mistakes:
+        raise ParallelError("; ".join(mistakes))
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
+        context_parallel_size=config.context,
         distributed_timeout_minutes=config.timeout_minutes,
     )
     found = topology()
@@ -103,5 +102,8 @@ def topology() -> Topology:
         pipeline=Axis(groups.get_pipeline_model_parallel_rank(), groups.get_pipeline_model_parallel_world_size()),
         context=Axis(groups.get_context_parallel_rank(), groups.get_context_parallel_world_size()),
         device=current_device(),
+        chunks=groups.get_virtual_pipeline_model_parallel_world_size() or 1,
         data_group=groups.get_data_parallel_group(),
+        context_group=groups.get_context_parallel_group(),
+        token_group=groups.get_data_parallel_group(with_context_parallel=True),
     )

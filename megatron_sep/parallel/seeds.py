@@ -10,12 +10,13 @@ from megatron_sep.parallel.topology import Topology
 def seed_dropout(topology: Topology, seed: int, step: int) -> None:
     """Seed what a step draws.
 
-    Data-parallel ranks and pipeline stages draw apart; tensor-parallel ranks draw alike where they hold the same
-    activations, and apart in megatron-core's model-parallel state where each holds its own part.
+    Processes with other tokens and pipeline stages draw apart; tensor-parallel ranks draw alike where they hold the
+    same activations, and apart in megatron-core's model-parallel state where each holds its own part.
     """
     from megatron.core.tensor_parallel import random
 
-    place = (seed, step, topology.data.rank, topology.pipeline.rank)
+    tokens = topology.data.rank * topology.context.size + topology.context.rank
+    place = (seed, step, tokens, topology.pipeline.rank)
     shared, own = derived_seed(*place), derived_seed(*place, topology.tensor.rank)
     tracker = random.get_cuda_rng_tracker()
     tracker.reset()

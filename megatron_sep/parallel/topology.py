@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_sep.parallel.share import Share
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -28,41 +30,50 @@ class Topology:
     tensor: Axis
     """Parts of each matrix."""
     pipeline: Axis
-    """Consecutive layers."""
+    """Consecutive layers; under an interleaved schedule, several such parts."""
     context: Axis
     """Parts of each sequence."""
     device: torch.device
+    chunks: int = 1
+    """Parts of the layers that this pipeline stage holds: more than 1 under an interleaved schedule."""
     data_group: dist.ProcessGroup | None = None
     """The processes that differ in ``data`` alone; None: all of them."""
+    context_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``context`` alone; None: all of them."""
+    token_group: dist.ProcessGroup | None = None
+    """The processes that hold other tokens: they differ in ``data`` and ``context`` alone; None: all of them."""
 
     @property
     def first(self) -> bool:
         """Does this process speak, log and seal for the job?"""
         return self.process.rank == 0
 
-    @property
-    def first_stage(self) -> bool:
-        """Does this process hold the embedding?"""
-        return self.pipeline.rank == 0
+    def has_embedding(self, chunk: int = 0) -> bool:
+        """Does a chunk of this process hold the embedding?"""
+        return self.pipeline.rank == 0 and chunk == 0
 
-    @property
-    def last_stage(self) -> bool:
-        """Does this process compute the loss?"""
-        return self.pipeline.rank == self.pipeline.size - 1
+    def has_loss(self, chunk: int = 0) -> bool:
+        """Does a chunk of this process compute the loss?"""
+        return self.pipeline.rank == self.pipeline.size - 1 and chunk == self.chunks - 1
 
-    def stage_layers(self, num_layers: int) -> range:
-        """The layers of the whole model that this pipeline stage holds."""
-        count = num_layers // self.pipeline.size
-        return range(self.pipeline.rank * count, (self.pipeline.rank + 1) * count)
+    def layers(self, num_layers: int, chunk: int = 0) -> range:
+        """The layers of the whole model that a chunk of this process holds."""
+        count = num_layers // (self.pipeline.size * self.chunks)
+        first = (chunk * self.pipeline.size + self.pipeline.rank) * count
+        return range(first, first + count)
 
     def say(self, message: str) -> None:
         """Print once for the job."""
         if self.first:
             print(message, flush=True)
 
-    def sum_over_data(self, counts: Tensor) -> Tensor:
-        """Of a tensor that each data-parallel rank has its own of; in place."""
-        dist.all_reduce(counts, group=self.data_group)
+    def share(self, length: int) -> Share | None:
+        """The tokens that this process holds of a sequence of ``length``; None: all of them."""
+        return Share(self.context.rank, self.context.size, length) if self.context.size > 1 else None
+
+    def sum_over_tokens(self, counts: Tensor) -> Tensor:
+        """Of a tensor that each process with other tokens has its own of; in place."""
+        dist.all_reduce(counts, group=self.token_group)
         return counts
 
     def mean_over_last_stages(self, value: Tensor) -> Tensor:

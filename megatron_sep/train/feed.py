@@ -52,7 +52,8 @@ class Feed:
         """The global batch of a step, which follows ``consumed`` sequences. Raises DataError where it is due."""
         rules = self.rules(step)
         for ids_BT1, weight_BT1 in self._rows(consumed):
-            yield Microbatch.of(ids_BT1, rules, self._topology.device, weight_BT1)
+            share = self._topology.share(ids_BT1.shape[1] - 1)
+            yield Microbatch.of(ids_BT1, rules, self._topology.device, weight_BT1, share)
 
     def _rows(self, consumed: int) -> list[Rows]:
         ahead = self._ahead

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Written:
 
 
 class MegatronEngine(Engine):
-    """Trains one Decoder with the optimizer of its operations; every rank of the job holds one."""
+    """Trains a Decoder with the optimizer of its operations; every rank of the job holds one, or one a chunk."""
 
     name = "megatron"
 
@@ -68,18 +69,23 @@ class MegatronEngine(Engine):
         sequence_length: int,
         micro_batch_size: int,
         cuda_graphs: str = "auto",
+        further_chunks: Sequence[Decoder] = (),
     ) -> None:
+        """``further_chunks``: those after the first, of an interleaved pipeline."""
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
         core = model.config
-        self._weights = model
-        self._module = model if precision == "fp32" else Float16Module(core, model)
+        self._weights = [model, *further_chunks]
+        self._modules = self._weights if precision == "fp32" else [Float16Module(core, c) for c in self._weights]
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
-        self._model = DistributedDataParallel(core, ddp, self._module)
+        self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
         self._adamw: AdamW = model.operations.adamw
-        self._optimizer = _optimizer(self._model, self._adamw, optimizer, precision, loss_scale)
+        self._optimizer = _optimizer(self._models, self._adamw, optimizer, precision, loss_scale)
+        self._rounded = _rounded(self._optimizer)
+        if self._adamw.rounds:
+            self._optimizer.optimizer.rounded = self._rounded
         core.finalize_model_grads_func = finalize_model_grads
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
@@ -87,29 +93,33 @@ class MegatronEngine(Engine):
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
-        self._model.train()
+        for model in self._models:
+            model.train()
         if self._recorder is None:
-            self._model.zero_grad_buffer()
+            for model in self._models:
+                model.zero_grad_buffer()
             self._optimizer.zero_grad()
             return self._schedule(microbatches, count, forward_only=False)
         losses: list[Tensor] = []
         for batch in microbatches:
             learn = partial(self._learn, count=count, first=not losses)
             losses.append(self._recorder.run("training", learn, batch, count, not losses))
-        finalize_model_grads([self._model])
+        finalize_model_grads(self._models)
         return self._mean(losses)
 
     @torch.no_grad()
     def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
-        self._model.eval()
+        for model in self._models:
+            model.eval()
         if self._recorder is None:
             return self._schedule(microbatches, count, forward_only=True)
         return self._mean([self._recorder.run("validation", self._loss, batch) for batch in microbatches])
 
     def _loss(self, batch: Microbatch) -> Tensor:
         """The mean loss of a micro-batch, an fp32 scalar."""
-        losses, mean = _forward(iter([batch]), self._model)
+        (model,) = self._models
+        losses, mean = _forward(1, iter([batch]), model)
         loss: Tensor = mean(losses)[0]
         return loss
 
@@ -119,7 +129,7 @@ class MegatronEngine(Engine):
         The gradients reach their fp32 sums all at once, after the backward pass; the first ones replace what is there.
         """
         loss = self._loss(batch)
-        weights = [weight for weight in self._module.parameters() if weight.requires_grad]
+        weights = [weight for weight in self._modules[0].parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(self._optimizer.scale_loss(loss / count), weights, materialize_grads=True)
         sums = [weight.main_grad for weight in weights]
         if first:
@@ -159,15 +169,11 @@ class MegatronEngine(Engine):
 
     def _apply(self) -> None:
         """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
-        core = self._optimizer
-        core.optimizer.step()
-        weights, masters = (
-            [shard for group in groups for shard in group]
-            for groups in (core.shard_float16_groups, core.shard_fp32_from_float16_groups)
-        )
-        if weights:
-            torch._foreach_copy_(weights, masters)
-        self._model.start_param_sync()
+        self._optimizer.optimizer.step()
+        if self._rounded and not self._adamw.rounds:
+            torch._foreach_copy_(list(self._rounded.values()), list(self._rounded))
+        for model in self._models:
+            model.start_param_sync()
 
     def _grad_norm(self) -> Tensor:
         """Of all gradients of the job, fp32, on the device.
@@ -211,15 +217,18 @@ class MegatronEngine(Engine):
 
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        weights = _tensors_alone(self._module.sharded_state_dict())
+        found = [_tensors_alone(module.sharded_state_dict()) for module in self._modules]
+        weights = found[0] if len(found) == 1 else {f"chunk{i}": chunk for i, chunk in enumerate(found)}
         with adam_of(self._adamw.library, self._adamw.kind):
             optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
-        missing, unexpected = self._weights.load_state_dict(state["model"], strict=False)
-        assert not unexpected
-        assert all(name.endswith(_EXTRA_STATE) for name in missing)
+        for i, model in enumerate(self._weights):
+            chunk = state["model"] if len(self._weights) == 1 else state["model"][f"chunk{i}"]
+            missing, unexpected = model.load_state_dict(chunk, strict=False)
+            assert not unexpected
+            assert all(name.endswith(_EXTRA_STATE) for name in missing)
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
         with adam_of(self._adamw.library, self._adamw.kind):
@@ -237,10 +246,11 @@ class MegatronEngine(Engine):
             per_parameter[parameter]["step"] = step
 
     def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
+        copies = tee(microbatches, len(self._models))  # each chunk runs through all of them
         losses = self._run(
-            forward_step_func=_forward,
-            data_iterator=iter(microbatches),
-            model=[self._model],
+            forward_step_func=partial(_forward, self._topology.context.size),
+            data_iterator=list(copies) if len(copies) > 1 else copies[0],
+            model=self._models,
             num_microbatches=count,
             seq_length=self._sequence_length,
             micro_batch_size=self._micro_batch_size,
@@ -252,6 +262,15 @@ class MegatronEngine(Engine):
         """Over all ranks, of the losses that a rank of the last pipeline stage has."""
         mean: Tensor = torch.stack(list(found)).mean() if found else torch.zeros((), device=self._topology.device)
         return self._topology.mean_over_last_stages(mean)
+
+
+def _rounded(optimizer: MegatronOptimizer) -> dict[Tensor, Tensor]:
+    """Of each fp32 master of this rank the 16-bit weight that computes; none in fp32."""
+    masters, weights = (
+        [shard for group in groups for shard in group]
+        for groups in (optimizer.shard_fp32_from_float16_groups, optimizer.shard_float16_groups)
+    )
+    return dict(zip(masters, weights, strict=True))
 
 
 def _recorder(wanted: str, core: TransformerConfig, topology: Topology) -> Recorder | None:
@@ -287,20 +306,27 @@ def _tensors_alone(state: Tree) -> Tree:
     return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
 
 
-def _forward(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def _forward(
+    context_ranks: int, microbatches: Iterator[Microbatch], model: torch.nn.Module
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(microbatches)
     return model(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT), partial(
-        _mean_loss, batch.weight_BT
+        _mean_loss, context_ranks, batch.weight_BT
     )
 
 
-def _mean_loss(weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _mean_loss(context_ranks: int, weight_BT: Tensor | None, loss_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of this process's tokens: twice, since the schedule changes the first in place.
+
+    It divides it by the micro-batches, and multiplies it by the context-parallel ranks, over which DDP then takes the
+    mean of the gradients as over data-parallel ones; that factor is taken out here.
+    """
     loss = (loss_BT.float() if weight_BT is None else loss_BT.float() * weight_BT).mean()
-    return loss, {"loss": loss.detach().clone()}  # the schedule divides the first by the micro-batches, in place
+    return loss / context_ranks, {"loss": loss.detach().clone()}
 
 
 def _optimizer(
-    model: DistributedDataParallel,
+    models: list[DistributedDataParallel],
     adamw: AdamW,
     config: OptimizerConfig,
     precision: str,
@@ -319,14 +345,14 @@ def _optimizer(
         use_distributed_optimizer=True,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        params_dtype=next(model.parameters()).dtype,
+        params_dtype=next(models[0].parameters()).dtype,
         initial_loss_scale=scale.initial,
         min_loss_scale=scale.minimum,
         loss_scale_window=scale.growth_interval,
         hysteresis=scale.hysteresis,
     )
     with adam_of(adamw.library, adamw.kind):
-        optimizer = get_megatron_optimizer(core, [model])
+        optimizer = get_megatron_optimizer(core, models)
     (optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
     for group in optimizer.param_groups:
         group.update(adamw.settings)

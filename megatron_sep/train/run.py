@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sep.attention.annealing import Annealing
+from megatron_sep.config.layout import job_mistakes
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.config.size import ModelSize
 from megatron_sep.data.once import Once
@@ -15,6 +16,7 @@ from megatron_sep.data.separator_notes import separator_notes
 from megatron_sep.data.shard_tokenizer import unknown_tokenizers
 from megatron_sep.errors import UserError
 from megatron_sep.model.build import build_model
+from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.topology import Topology
@@ -118,8 +120,8 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
     raised on all. Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
     """
     inputs: Inputs = topology.together(lambda: open_inputs(config))
-    _check_batch(config, topology)
     resolved = inputs.resolved
+    _check_job(config, resolved.vocab_size, topology)
     checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
     newest = checkpoints.newest()
     set_determinism(config.train.deterministic)
@@ -171,44 +173,58 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
     zero = None
     if source is not None and config.checkpoint.init_optimizer:
         zero = ZeroOptimizer(source.place, source.config)
-    train = config.train
-    model = build_model(
-        config.model,
-        topology,
-        sequence_parallel=config.parallel.sequence_parallel,
-        vocab_size=resolved.vocab_size,
-        precision=train.precision,
-        seed=train.seed,
-        backend=config.attention.backend,
-        recompute=train.recompute,
-        compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
-    )
     whole = config.model.model_copy(update={"vocab_size": resolved.vocab_size})
+    model, *further_chunks = _models(config, resolved.vocab_size, topology)
     if source is not None:
-        load_weights(model, source, whole, topology)
-    engine: Engine = engine_class(train.engine)(
+        for part in (model, *further_chunks):
+            load_weights(part, source, whole, topology)
+    engine: Engine = engine_class(config.train.engine)(
         model,
         topology,
         config.optimizer,
-        precision=train.precision,
-        loss_scale=train.loss_scale,
+        precision=config.train.precision,
+        loss_scale=config.train.loss_scale,
         sequence_length=config.model.sequence_length,
-        micro_batch_size=train.micro_batch_size,
-        cuda_graphs=train.cuda_graphs,
+        micro_batch_size=config.train.micro_batch_size,
+        cuda_graphs=config.train.cuda_graphs,
+        **({"further_chunks": further_chunks} if further_chunks else {}),
     )
     if source is not None and zero is not None:
-        take_over(engine, model, zero, source.vocab_size, whole, topology)
+        for part in (model, *further_chunks):
+            take_over(engine, part, zero, source.vocab_size, whole, topology)
     return engine
 
 
-def _check_batch(config: RunConfig, topology: Topology) -> None:
-    ranks = topology.data.size
-    together = config.train.micro_batch_size * ranks
-    if config.train.global_batch_size % together:
-        raise RunError(
-            f"train.global_batch_size={config.train.global_batch_size} does not divide by train.micro_batch_size="
-            f"{config.train.micro_batch_size} x {ranks} data-parallel rank(s); set it to a multiple of {together}"
+def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:
+    """This process's part of the model: one, or one a chunk of an interleaved pipeline."""
+    train = config.train
+    return [
+        build_model(
+            config.model,
+            topology,
+            sequence_parallel=config.parallel.sequence_parallel,
+            vocab_size=vocab_size,
+            precision=train.precision,
+            seed=train.seed,
+            backend=config.attention.backend,
+            recompute=train.recompute,
+            compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
+            chunk=chunk,
         )
+        for chunk in range(topology.chunks)
+    ]
+
+
+def _check_job(config: RunConfig, vocab_size: int, topology: Topology) -> None:
+    """Raise RunError with all that does not fit this job, before a model is built."""
+    mistakes = job_mistakes(config.parallel, config.train, topology.process.size)
+    if vocab_size % topology.tensor.size:
+        mistakes.append(
+            f"the vocabulary of {vocab_size} (model.vocab_multiple={config.model.vocab_multiple}) does not divide by "
+            f"parallel.tensor={topology.tensor.size}; set model.vocab_multiple to a multiple of that"
+        )
+    if mistakes:
+        raise RunError("; ".join(mistakes))
 
 
 def _metrics(config: RunConfig, state: TrainState, topology: Topology) -> Metrics:

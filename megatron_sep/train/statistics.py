@@ -103,9 +103,9 @@ class Statistics:
 
     def _rates(self, step: int) -> dict[str, float]:
         assert self.counts is not None
-        pairs, separators = self.topology.sum_over_data(self.counts).tolist()
+        pairs, separators = self.topology.sum_over_tokens(self.counts).tolist()
         seconds = time.perf_counter() - self._started
-        tokens = self.tokens * self.topology.data.size
+        tokens = self.tokens * self.topology.context.size * self.topology.data.size
         triangle = self.sequences * self.topology.data.size * self._triangle() * self.size.config.num_layers
         flops = self.size.training_flops(tokens, pairs) / seconds
         rates = {
@@ -129,5 +129,5 @@ class Statistics:
         )
 
     def _triangle(self) -> float:
-        length = self.tokens // self.sequences
+        length = self.tokens * self.topology.context.size // self.sequences
         return length * (length + 1) / 2

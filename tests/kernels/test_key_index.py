@@ -1,5 +1,7 @@
 """The fused kernel's index of a plan's keys: what it holds, and that it is made once for all layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,13 +42,14 @@ def test_landmarks_come_first_and_the_others_a_gap_later(length: int, density: f
 
 
 def test_only_plans_that_the_kernel_gets_have_an_index() -> None:
-    """Plain causal attention and spans of queries go elsewhere; what has an index keeps it."""
+    """Plain causal attention and uneven plans go elsewhere; what has an index keeps it."""
     ids = some_ids(40)
     plan = indexed(SEP.plan(ids))
     assert isinstance(plan.index, KeyIndex)
     assert indexed(plan) is plan
     assert indexed(AttentionPattern().plan(ids)).index is None
-    assert indexed(SEP.plan(ids, queries=range(3, 9))).index is None
+    assert indexed(replace(plan, index=None, even=False)).index is None
+    assert indexed(SEP.plan(ids, queries=range(3, 9))).index is not None
     first, full, last = indexed_layers(tuple(LayerRules(layer_patterns(SEP, 3, (1,)), SEP, None).plans(ids)))
     assert first is last
     assert (first.index is None, full.index is None) == (False, True)

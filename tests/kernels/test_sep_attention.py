@@ -38,6 +38,7 @@ def stacked(plans: list[MaskPlan]) -> MaskPlan:
         landmark_BT=torch.cat([plan.landmark_BT for plan in plans]),
         reach_BT=torch.cat([plan.reach_BT for plan in plans]),
         causal=False,
+        even=False,
     )
 
 
@@ -116,35 +117,34 @@ def test_flex_backend_equals_the_reference_with_grouped_heads() -> None:
 
 
 def test_every_backend_that_takes_a_span_gives_its_rows() -> None:
-    """The reference, flex and auto, with grouped heads: the rows of the whole plan's output; Triton refuses."""
+    """Each row of the registry and auto, with grouped heads: the rows of the whole plan's output."""
     plan = AttentionPattern(20, 2, (1,)).plan((torch.rand(2, 203) < 0.15).long())
     q, k, v = qkv(2, 4, 2, 203, 32)
     whole = sep_attention(q, k, v, plan)
     span = range(77, 180)
     part, own = q[:, :, span.start : span.stop], plan.of_queries(span)
     with torch.no_grad():
-        for backend in ("auto", "reference", "flex"):
+        for backend in ("auto", "reference", "flex", "triton"):
             out = sep_attention(part, k, v, own, backend=backend)
             torch.testing.assert_close(out, whole[:, :, span.start : span.stop], atol=2e-5, rtol=1e-5)
-    with pytest.raises(
-        BackendError, match=r"'triton' cannot run here: .* a span of them; or choose auto, .*'reference'"
-    ):
-        sep_attention(part, k, v, own, backend="triton")
 
 
 @pytest.mark.usefixtures("nothing_chosen")
-def test_auto_takes_the_reference_for_a_span_wherever_it_is(
+def test_auto_takes_the_reference_for_an_uneven_plan_wherever_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where auto takes the fused kernel for whole plans, as on CUDA."""
+    """Also where auto takes the fused kernel for even plans and spans of them, as on CUDA; by name it refuses."""
     fused, *others = registry.OPERATIONS["sep_attention"].implementations
     eager = operation.Operation("sep_attention", (replace(fused, automatic=operation.always), *others))
     monkeypatch.setitem(registry.OPERATIONS, "sep_attention", eager)
     plan = AttentionPattern(4, 1).plan(torch.zeros(1, 24, dtype=torch.long))
     q, k, v = qkv(1, 2, 1, 24, 8)
     expected = sep_attention(q, k, v, plan)
-    found = sep_attention(q[:, :, 9:], k, v, plan.of_queries(range(9, 24)))
-    torch.testing.assert_close(found, expected[:, :, 9:])
+    span = plan.of_queries(range(9, 24))
+    for part in (span, replace(span, even=False)):
+        torch.testing.assert_close(sep_attention(q[:, :, 9:], k, v, part), expected[:, :, 9:])
+    with pytest.raises(BackendError, match=r"'triton' cannot run here: .* one window .*; or choose auto"):
+        sep_attention(q[:, :, 9:], k, v, replace(span, even=False), backend="triton")
     assert capsys.readouterr().err == "sep_attention: triton on cpu\nsep_attention: reference on cpu\n"
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.cases import full_run
+from support.context import attend_in_ranks
 from torch import Tensor
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
@@ -125,6 +126,36 @@ def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.Monkey
         check(fused_outputs(plan, tensors), reference_outputs(plan, tensors), 2e-6, (seed, tiles))
 
 
+@interpreted
+@pytest.mark.parametrize("chunk", range(3))
+def test_random_spans_of_queries_equal_the_reference(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries that stand at some of the keys' positions: outputs and all gradients; zero where no query looks."""
+    for seed in range(10 * chunk, 10 * chunk + CASES):
+        draw = Draw(1000 + seed)
+        tile = Tile(draw.one_of(16, 32), draw.one_of(8, 16, 32), 4, 1, None, draw.one_of(True, False))
+        tiles = Tiles(tile, tile, Tile(draw.one_of(8, 16, 32), draw.one_of(16, 32), 4, 1, None, tile.descriptors))
+        monkeypatch.setattr("megatron_sep.kernels.sep_attention.triton.choose_tiles", lambda *_, t=tiles: t)
+        length, groups = 2 + draw.below(60), draw.one_of(1, 1, 2)
+        plan = draw.plan(2, length, packed=draw.one_of(True, False), inner=draw.one_of(None, False))
+        first = draw.below(length)
+        plan = plan.of_queries(range(first, first + 1 + draw.below(length - first)))
+        q, k, v, do = draw.tensors(2, 1, groups, length, 32, torch.float32, draw.one_of(*LAYOUTS))
+        span = slice(plan.queries.start, plan.queries.stop)
+        tensors = [q[:, :, span], k, v, do[:, :, span]]
+        check(fused_outputs(plan, tensors), reference_outputs(plan, tensors), 2e-6, (seed, plan.queries, tiles))
+
+
+@interpreted
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_context_parallel_ranks_compute_the_whole_sequence(packed: bool) -> None:
+    """Each of three ranks' two chunks of queries over the keys that it holds and is sent: outputs and gradients."""
+    draw = Draw(5)
+    plan = draw.plan(2, 96, packed, inner=False)
+    tensors = draw.tensors(2, 1, 2, 96, 32, torch.float32, "sbhd")
+    found = outputs(lambda q, k, v: attend_in_ranks(q, k, v, plan, 3, "triton"), tensors)
+    check(found, reference_outputs(plan, tensors), 2e-6)
+
+
 COMBINATIONS = [(torch.bfloat16, size, groups) for size in (32, 64, 80, 128, 256) for groups in (1, 4)]
 COMBINATIONS += [(torch.bfloat16, 64, 3), (torch.float16, 64, 1), (torch.float16, 128, 2), (torch.float32, 64, 1)]
 COMBINATIONS += [(torch.float32, 80, 2)]
@@ -206,6 +237,23 @@ def test_long_sequences_equal_the_reference(length: int, size: int, packed: bool
         ("o", "dq", "dk", "dv"), fused_outputs(plan, tensors), chunked_reference(plan, tensors), strict=True
     ):
         assert relative(a, e) <= 3e-3, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_context_parallel_ranks_compute_a_long_sequence(ranks: int, packed: bool) -> None:
+    """65,536 tokens, each rank's queries over what it holds and is sent: bf16's error, of outputs and gradients."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    length, draw = 65536, Draw(ranks)
+    ids = (torch.rand(1, length, generator=draw.generator) < 0.15).long()
+    document = (torch.rand(1, length, generator=draw.generator) < 5 / length).cumsum(1) if packed else None
+    plan = on_device(AttentionPattern(256, 4, (1,)).plan(ids, document))
+    tensors = draw.tensors(1, 2, 1, length, 128, torch.bfloat16, "sbhd")
+    found = outputs(lambda q, k, v: attend_in_ranks(q, k, v, plan, ranks, "triton"), tensors)
+    expected, whole = chunked_reference(plan, tensors), fused_outputs(plan, tensors)
+    for name, a, w, e in zip(("o", "dq", "dk", "dv"), found, whole, expected, strict=True):
+        assert relative(a, e) <= max(3e-3, 1.2 * relative(w, e)), name
 
 
 def small_case(length: int = 70, batch: int = 2, packed: bool = False) -> tuple[MaskPlan, list[Tensor]]:
@@ -295,7 +343,7 @@ def test_the_custom_operator_keeps_torchs_contract() -> None:
 
     plan, tensors = small_case(length=24, batch=1)
     q, k, v = (x.detach().contiguous().requires_grad_() for x in tensors[:3])
-    arguments = (q, k, v, plan.reach_BT, plan.index.seen_BT, plan.index.sorted_2BG, None, 9, 24, 0.2)
+    arguments = (q, k, v, plan.reach_BT, plan.index.seen_BT, plan.index.sorted_2BG, None, 0, 9, 24, 0.2)
     torch.library.opcheck(sep_attention_forward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -71,3 +71,44 @@ def test_a_layer_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         model(ids, torch.arange(LENGTH, device=ids.device)[None], plans, labels=ids).mean().backward()
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("parallel_residual", [True, False])
+def test_fused_rows_stay_in_the_graph(monkeypatch: pytest.MonkeyPatch, parallel_residual: bool) -> None:
+    """A layer of fused norms, rotation and GELU is one graph still, with the losses and gradients of the plain one."""
+    from torch._dynamo.utils import counters
+
+    from megatron_sep.model.build import build_model
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = ModelConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        sequence_length=LENGTH,
+        parallel_residual=parallel_residual,
+        rotary_fraction=0.25,
+    )
+    build = partial(build_model, config, topology(), vocab_size=64, precision="fp32", seed=1)
+    plain, fused = build(backend="reference"), build(backend="triton", compiled=True, other_backends=FUSED)
+    for model in (plain, fused):
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, generator=torch.Generator(parameter.device).manual_seed(len(name)))
+    ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(0)).to(current_device())
+    plans = indexed_layers(plan_layers(layer_patterns(PATTERN, 2, (0,)), ids))
+    position = torch.arange(LENGTH, device=ids.device)[None]
+    torch._dynamo.reset()
+    counters.clear()
+    found = [model(ids, position, plans, labels=ids) for model in (plain, fused)]
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+    for losses in found:
+        losses.mean().backward()
+    for (name, expected), value in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, expected.grad, atol=1e-5, rtol=1e-4, msg=partial("{}: {}".format, name))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+
+
+FUSED = dict.fromkeys(("layernorm", "open_residual", "split_rotated", "bias_gelu", "cross_entropy"), "triton")

@@ -48,16 +48,17 @@ def test_logits_and_gradients_equal_transformers(pattern: str, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["neox", "llama, grouped heads, scaled rotation"])
 def test_recompute_changes_no_gradient_with_dropout(name: str) -> None:
-    """Recomputed layers draw the same dropout masks: gradients are bit-equal to those of kept activations."""
+    """Recomputed layers and attention draw the same dropout: gradients are bit-equal to those of kept activations."""
     config = MODELS[name]
     theirs = hugging_face(config)
     ids = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(3))
     plans = plan_layers(PATTERNS["sep, first and last layer full"], ids)
     gradients = [
-        gradients_with_dropout(ours(theirs, config, recompute=recompute), ids, plans) for recompute in (False, True)
+        gradients_with_dropout(ours(theirs, config, recompute=recompute), ids, plans)
+        for recompute in (False, True, "selective")
     ]
     for name, kept in gradients[0].items():
-        assert torch.equal(kept, gradients[1][name]), name
+        assert all(torch.equal(kept, recomputed[name]) for recomputed in gradients[1:]), name
 
 
 def gradients_with_dropout(model: Any, ids: Tensor, plans: tuple[MaskPlan, ...]) -> dict[str, Tensor]:

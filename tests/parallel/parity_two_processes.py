@@ -13,7 +13,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from model.test_positions import KINDS, drawn_ids, rules_of, small
-from support.models import LAYERS, LENGTH, MODELS, VOCAB, from_hugging_face, hugging_face, on_disk, ours, with_masks
+from support.models import (
+    FUSED,
+    FUSED_ROWS,
+    LAYERS,
+    LENGTH,
+    MODELS,
+    VOCAB,
+    from_hugging_face,
+    hugging_face,
+    on_disk,
+    ours,
+    with_masks,
+)
 from torch import Tensor
 
 from megatron_sep.attention.layers import layer_patterns, plan_layers
@@ -33,10 +45,11 @@ def main() -> None:
     topology = set_layout(ParallelConfig(tensor=2), seed=1)
     names = [name for name, config in MODELS.items() if config.key_value_heads % 2 == 0]
     here = {name: differences(MODELS[name], topology) for name in names}
+    here[FUSED] = differences(MODELS["neox"], topology, other_backends=FUSED_ROWS)
     everywhere: list[Any] = [None, None]
     dist.all_gather_object(everywhere, here)
     if topology.first:
-        worst = {n: {key: max(rank[n][key] for rank in everywhere) for key in here[n]} for n in names}
+        worst = {n: {key: max(rank[n][key] for rank in everywhere) for key in here[n]} for n in here}
         Path(sys.argv[1]).write_text(json.dumps(worst))
     logits: list[Any] = [None, None]
     dist.all_gather_object(logits, {kind: position_logits(kind, topology) for kind in KINDS})
@@ -55,12 +68,12 @@ def position_logits(kind: str, topology: Topology) -> Tensor:
     return logits.cpu()
 
 
-def differences(config: ModelConfig, topology: Topology) -> dict[str, float]:
+def differences(config: ModelConfig, topology: Topology, **settings: Any) -> dict[str, float]:
     """Of this rank's part of the logits and of every gradient."""
     from megatron_sep.model.init import global_parameters, local_part
 
     theirs = hugging_face(config)
-    model = ours(theirs, config)
+    model = ours(theirs, config, **settings)
     ids = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(3))
     labels, position, plans = ids.roll(-1, 1), torch.arange(LENGTH)[None], plan_layers(PATTERNS, ids)
     with_masks(theirs, plans)

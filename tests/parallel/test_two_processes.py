@@ -22,6 +22,9 @@ LAYOUTS = {
     "tensor": ["parallel.tensor=2"],
     "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline=2"],
+    "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    "context": ["parallel.context=2"],
+    "context-recompute": ["parallel.context=2", "train.recompute=selective"],
     "pipeline-recompute": ["parallel.pipeline=2", "train.recompute=true"],
 }
 SOURCES = ("one", "export")
@@ -51,7 +54,7 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
         starts = {name: [*LAYOUTS[layout], *start(folder, source)] for name, (layout, source) in STARTS.items()}
         words = [word for name, overrides in (LAYOUTS | starts).items() for word in ("--", name, *overrides)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        script = str(Path(__file__).with_name("two_processes.py"))
+        script = str(Path(__file__).with_name("train_layouts.py"))
         subprocess.run(
             [*torchrun, script, str(folder), str(folder / "run.yaml"), *words[1:]],
             check=True,
@@ -134,5 +137,8 @@ def test_a_layout_that_does_not_fit_names_the_way_out(tiny: Callable[..., RunCon
     from megatron_sep.parallel.groups import ParallelError, set_layout
 
     config = tiny(parallel={"tensor": 2})
-    with pytest.raises(ParallelError, match=r"parallel.tensor=2 x parallel.pipeline=1 does not divide the 1 process"):
+    with pytest.raises(
+        ParallelError,
+        match=r"parallel.tensor=2 x parallel.context=1 x parallel.pipeline=1 does not divide the 1 process",
+    ):
         set_layout(config.parallel, 0)

@@ -52,6 +52,11 @@ MODELS = {
     "llama, tied": llama_config(tied=True),
 }
 
+FUSED = "neox, fused rows"
+FUSED_ROWS = dict.fromkeys(("layernorm", "open_residual", "split_rotated", "bias_gelu"), "triton") | {
+    "cross_entropy": "triton_split"
+}
+
 
 def hugging_face(config: ModelConfig) -> Any:
     """The same architecture in transformers, with random weights of standard deviation 0.1."""

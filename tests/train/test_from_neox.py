@@ -49,7 +49,7 @@ def states_of(config: RunConfig) -> dict[str, dict[str, Tensor]]:
     for kind in KINDS:
         named = {
             name: slots[p].tensors[kind].view(p.shape).clone()
-            for name, p in global_parameters(engine._weights, config.model, topology())
+            for name, p in global_parameters(engine._weights[0], config.model, topology())
         }
         theirs = to_hugging_face(named, config.model)
         found[kind] = {neox_name(name, config.model.num_layers): tensor for name, tensor in theirs.items()}

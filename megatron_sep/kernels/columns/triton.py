@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS, _PARTS = 32, 64
+_COLUMNS, _PARTS = 16, 256
 _CPU_PROGRAMS = 3
 """In the interpreter: more than one, so that the second stage is put to the test."""
 

@@ -13,7 +13,7 @@ from megatron_sep.kernels.columns.triton import column_sums, num_programs
 from megatron_sep.kernels.launch import Launch
 
 FORWARD = Launch(rows=8, columns=512, warps=4)
-BACKWARD = Launch(rows=8, columns=512, warps=4, programs=16)
+BACKWARD = Launch(rows=4, columns=512, warps=4, programs=8)
 
 
 @triton.jit
@@ -47,12 +47,13 @@ def _forward_gelu(
 @triton.jit
 def _backward_gelu(
     DOUT, X, BIAS, DX, PARTS, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """dX, and this program's share of the bias's gradient."""
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     bias = tl.load(BIAS + c, mask=c < columns, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         r = first + tl.arange(0, ROWS)
         there = (r < rows)[:, None] & (c < columns)[None, :]
         at = r.to(tl.int64)[:, None] * columns + c[None, :]
@@ -91,7 +92,9 @@ def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
     across = triton.cdiv(columns, BACKWARD.columns)
     programs = num_programs(x.device, BACKWARD.programs, triton.cdiv(rows, BACKWARD.rows), across)
     parts = x.new_empty((1, programs, columns), dtype=torch.float32)
-    _backward_gelu[(programs, across)](dout, x, bias, dx, parts, rows, columns, **_constants(x, BACKWARD))
+    _backward_gelu[(programs, across)](
+        dout, x, bias, dx, parts, rows, columns, STAGES=BACKWARD.stages, **_constants(x, BACKWARD)
+    )
     return dx, column_sums(parts, bias.dtype)[0]
 
 

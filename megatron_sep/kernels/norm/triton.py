@@ -72,7 +72,7 @@ def _forward_norms(
 def _backward_norms(
     DY1, DY2, DSTREAM, X, MEAN, RSTD, W1, W2, DX, PARTS, rows,
     C: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-    CENTRED: tl.constexpr, TWO: tl.constexpr, STREAM: tl.constexpr, BIASES: tl.constexpr,
+    CENTRED: tl.constexpr, TWO: tl.constexpr, STREAM: tl.constexpr, BIASES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dX, and this program's share of the sums over rows: of each norm dW and dB, then of the stream's gradient."""
     c = tl.arange(0, P)
@@ -83,7 +83,7 @@ def _backward_norms(
     dw2 = tl.zeros([P], tl.float32)
     db2 = tl.zeros([P], tl.float32)
     dbiases = tl.zeros([P], tl.float32)
-    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         r = first + tl.arange(0, ROWS)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         at = r.to(tl.int64)[:, None] * C + c[None, :]
@@ -227,7 +227,7 @@ def norms_backward(
         dy1, dy1 if dy2 is None else dy2, dy1 if dstream is None else dstream, x, mean, rstd,
         w1, w1 if w2 is None else w2, dx, parts, rows,
         C=size, P=padded, ROWS=launch.rows, CENTRED=centred, TWO=w2 is not None, STREAM=dstream is not None,
-        BIASES=biases, num_warps=launch.warps,
+        BIASES=biases, STAGES=launch.stages, num_warps=launch.warps,
     )  # fmt: skip
     return dx, column_sums(parts, w1.dtype)
 

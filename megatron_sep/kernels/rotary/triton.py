@@ -13,7 +13,7 @@ from megatron_sep.kernels.columns.triton import column_sums, num_programs
 from megatron_sep.kernels.launch import Launch
 
 FORWARD: dict[int, Launch] = {}
-BACKWARD: dict[int, Launch] = {}
+BACKWARD: dict[int, Launch] = {64: Launch(rows=16, warps=4, programs=16)}
 """By padded head size, where the rule below is not the best."""
 
 
@@ -79,7 +79,7 @@ def _forward_rotary(
 def _backward_rotary(
     DQ, DK, DV, COS, SIN, DX, PARTS, tokens, B, t_s, t_b, q_h, k_h, v_h, q_s, k_s, v_s, q_b, k_b, v_b,
     D: tl.constexpr, HALF: tl.constexpr, PH: tl.constexpr, PR: tl.constexpr, GROUP: tl.constexpr,
-    BIASED: tl.constexpr, T: tl.constexpr,
+    BIASED: tl.constexpr, T: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a slot for this program's tokens, turned back, and its share of the bias's gradient."""
     slot = tl.program_id(0)
@@ -89,7 +89,7 @@ def _backward_rotary(
     dx_sum = tl.zeros([T, PH], tl.float32)
     dy_sum = tl.zeros([T, PH], tl.float32)
     dz_sum = tl.zeros([T, PR], tl.float32)
-    for first in tl.range(tl.program_id(1) * T, tokens, tl.num_programs(1) * T):
+    for first in tl.range(tl.program_id(1) * T, tokens, tl.num_programs(1) * T, num_stages=STAGES):
         t = first + tl.arange(0, T)
         s = (t // B).to(tl.int64)
         b = t % B
@@ -162,7 +162,7 @@ def split_rotated_backward(
     parts = dqkv.new_empty((1, programs, dbias.shape[0]), dtype=torch.float32)
     _backward_rotary[(slots, programs)](
         *heads, *tables[:2], dqkv, parts, tokens, dqkv.shape[1], *tables[2:], *_strides(heads),
-        **constants, BIASED=biased, T=launch.rows, num_warps=launch.warps,
+        **constants, BIASED=biased, T=launch.rows, STAGES=launch.stages, num_warps=launch.warps,
     )  # fmt: skip
     return dqkv, column_sums(parts, dqkv.dtype)[0] if biased else dbias
 

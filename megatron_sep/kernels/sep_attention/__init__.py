@@ -69,6 +69,7 @@ def sep_attention(
         adjusting=adjusting is not None,
         positive_scale=not scale <= 0,
         whole=plan.span is None,
+        even=plan.even,
         training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
     )
     given = {name: value for name, value in (("bias", bias), ("adjusting", adjusting)) if value is not None}

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 
+Plan = TypeVar("Plan", MaskPlan, ContextPlan)
 GAP = 128
 """A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
@@ -37,14 +40,20 @@ class KeyIndex:
         return cls(seen_BT.to(torch.int32), sorted_2BG)
 
 
-def indexed(plan: MaskPlan) -> MaskPlan:
-    """The plan with its index; a plan that the fused kernel never gets, plain causal or of a span, as it is."""
-    if plan.index is not None or plan.causal or plan.span is not None:
+@overload
+def indexed(plan: MaskPlan) -> MaskPlan: ...
+@overload
+def indexed(plan: ContextPlan) -> ContextPlan: ...
+def indexed(plan: MaskPlan | ContextPlan) -> MaskPlan | ContextPlan:
+    """The plan with its index; a plan that the fused kernel never gets, plain causal or uneven, as it is."""
+    if isinstance(plan, ContextPlan):
+        return replace(plan, parts=tuple(map(indexed, plan.parts)))
+    if plan.index is not None or plan.causal or not plan.even:
         return plan
     return replace(plan, index=KeyIndex.of(plan))
 
 
-def indexed_layers(plans: Sequence[MaskPlan]) -> tuple[MaskPlan, ...]:
+def indexed_layers(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     """The plans of a model's layers with their indices: layers that share a plan share its index too."""
     made = {plan: indexed(plan) for plan in dict.fromkeys(plans)}
     return tuple(made[plan] for plan in plans)

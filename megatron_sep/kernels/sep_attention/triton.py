@@ -1,8 +1,9 @@
 """Sep-Attention fused, forward and backward, at a cost that follows the visible pairs. README.md has the derivation.
 
-Shapes: B rows of S tokens, H query heads in groups that share one of N key heads, head size D, padded to P. ``seen``
-and ``sorted`` are the plan's KeyIndex; ``reach`` and ``start`` its tensors. A tile is a block of queries by a block of
-keys. No atomics, so the result is the same bits every time; nothing waits for the host.
+Shapes: B rows of S keys and R queries, which stand at the positions from FIRST on of the keys; H query heads in groups
+that share one of N key heads, head size D, padded to P. ``seen`` and ``sorted`` are the plan's KeyIndex; ``reach`` and
+``start`` its tensors. A tile is a block of queries by a block of keys. No atomics, so the result is the same bits every
+time; nothing waits for the host.
 """
 
 import torch
@@ -64,7 +65,7 @@ def _seen_before(SEEN, b, position, S):
 
 @triton.jit
 def _spans(
-    SEEN, SORTED, START, b, first_query, B, S, window, GAP,
+    SEEN, SORTED, START, b, first_query, past_query, B, S, window, GAP,
     POSITIONS: tl.constexpr, KEYS: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The key tiles of a block of queries.
@@ -87,7 +88,7 @@ def _spans(
     full = diagonal
     if INNER:
         full = tl.minimum(tl.cdiv(tl.maximum(first_query + POSITIONS - window, 0), KEYS) * KEYS, diagonal)
-    end = tl.minimum(first_query + POSITIONS, S)
+    end = tl.minimum(first_query + POSITIONS, past_query)
     return left, full, diagonal, end, landmark, landmark_end, document_end
 
 
@@ -188,28 +189,30 @@ def _attend(
     return acc, new, total
 
 
-@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "max_landmarks", "GAP"])
+@triton.jit(do_not_specialize=["FIRST", "window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _forward_kernel(
     Q, K, V, KC, VC, REACH, SEEN, SORTED, START, SLOPES, POSITION, OUT, LSE, scale,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, S, window, H, N, GROUP, max_landmarks, GAP,
+    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s,
+    S, R, FIRST, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """The output and log-sum-exp of one block of queries."""
     POSITIONS: tl.constexpr = QUERIES // HEADS
-    blocks = tl.cdiv(S, POSITIONS)
-    first_query = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
+    blocks = tl.cdiv(R, POSITIONS)
+    first_row = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
     b = (tl.program_id(0) // blocks) // (H // HEADS)
     h0 = (tl.program_id(0) // blocks) % (H // HEADS) * HEADS
     n = h0 // GROUP
     r = tl.arange(0, QUERIES)
     d = tl.arange(0, P)
-    i = first_query + r // HEADS
+    row = first_row + r // HEADS
+    i = FIRST + row
     h = h0 + r % HEADS
-    inside = (i < S)[:, None]
+    inside = (row < R)[:, None]
     if D != P:
         inside = inside & (d < D)[None, :]
-    at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + i.to(tl.int64) * q_s
+    at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + row.to(tl.int64) * q_s
     q = tl.load(Q + at[:, None] + d[None, :], mask=inside, other=0.0)
     overflow = tl.load(SEEN + b * S + S - 1) > max_landmarks
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
@@ -224,7 +227,7 @@ def _forward_kernel(
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
-        SEEN, SORTED, START, b, first_query, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
+        SEEN, SORTED, START, b, FIRST + first_row, FIRST + R, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
     )
     whole = 0 if PACKED else (landmark_end - landmark) // KEYS
     masked_landmark = landmark + whole * KEYS
@@ -242,10 +245,10 @@ def _forward_kernel(
             q, k, v, acc, largest, total, scale, visible, slope, i_stands, j_stands, True, BIAS
         )
     if INNER:
-        for row in tl.range(full, diagonal, KEYS):
-            k = _tile(K, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
-            v = _tile(V, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
-            j_stands = _stands(POSITION, b, S, row + c, row + c < S, BIAS)
+        for key in tl.range(full, diagonal, KEYS):
+            k = _tile(K, k_at, k_s, b, n, key, S, D, P, KEYS, TMA)
+            v = _tile(V, v_at, v_s, b, n, key, S, D, P, KEYS, TMA)
+            j_stands = _stands(POSITION, b, S, key + c, key + c < S, BIAS)
             acc, largest, total = _attend(
                 q, k, v, acc, largest, total, scale, 0, slope, i_stands, j_stands, False, BIAS
             )
@@ -262,9 +265,9 @@ def _forward_kernel(
             )
 
     o = tl.where(overflow, float("nan"), acc / total[:, None])
-    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + i.to(tl.int64) * o_s
+    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + row.to(tl.int64) * o_s
     tl.store(OUT + o_at[:, None] + d[None, :], o.to(OUT.dtype.element_ty), mask=inside)
-    tl.store(LSE + (b * H + h).to(tl.int64) * S + i, largest + tl.log2(total), mask=i < S)
+    tl.store(LSE + (b * H + h).to(tl.int64) * R + row, largest + tl.log2(total), mask=row < R)
 
 
 @triton.jit
@@ -284,36 +287,37 @@ def _query_gradient(
     return tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["window", "H", "N", "GROUP", "max_landmarks", "GAP"])
+@triton.jit(do_not_specialize=["FIRST", "window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _query_gradient_kernel(
     Q, K, V, KC, VC, REACH, SEEN, SORTED, START, SLOPES, POSITION, OUT, DO, LSE, DELTA, DQ, scale, dq_scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, do_b, do_h, do_s, dq_b, dq_h, dq_s,
-    S, window, H, N, GROUP, max_landmarks, GAP,
+    S, R, FIRST, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one block of queries, and delta = rowsum(O * dO) for the keys' kernel. The tiles are the forward's."""
     POSITIONS: tl.constexpr = QUERIES // HEADS
-    blocks = tl.cdiv(S, POSITIONS)
-    first_query = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
+    blocks = tl.cdiv(R, POSITIONS)
+    first_row = (blocks - 1 - tl.program_id(0) % blocks) * POSITIONS
     b = (tl.program_id(0) // blocks) // (H // HEADS)
     h0 = (tl.program_id(0) // blocks) % (H // HEADS) * HEADS
     n = h0 // GROUP
     r = tl.arange(0, QUERIES)
     d = tl.arange(0, P)
-    i = first_query + r // HEADS
+    row = first_row + r // HEADS
+    i = FIRST + row
     h = h0 + r % HEADS
-    inside = (i < S)[:, None]
+    inside = (row < R)[:, None]
     if D != P:
         inside = inside & (d < D)[None, :]
-    do_at = b.to(tl.int64) * do_b + h.to(tl.int64) * do_h + i.to(tl.int64) * do_s
+    do_at = b.to(tl.int64) * do_b + h.to(tl.int64) * do_h + row.to(tl.int64) * do_s
     do = tl.load(DO + do_at[:, None] + d[None, :], mask=inside, other=0.0)
-    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + i.to(tl.int64) * o_s
+    o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + row.to(tl.int64) * o_s
     o = tl.load(OUT + o_at[:, None] + d[None, :], mask=inside, other=0.0)
-    q_at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + i.to(tl.int64) * q_s
+    q_at = b.to(tl.int64) * q_b + h.to(tl.int64) * q_h + row.to(tl.int64) * q_s
     q = tl.load(Q + q_at[:, None] + d[None, :], mask=inside, other=0.0)
-    row_at = (b * H + h).to(tl.int64) * S + i
-    lse = tl.load(LSE + row_at, mask=i < S, other=0.0)
+    row_at = (b * H + h).to(tl.int64) * R + row
+    lse = tl.load(LSE + row_at, mask=row < R, other=0.0)
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
     v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
     c_at = (b * N + n).to(tl.int64) * max_landmarks * D
@@ -326,10 +330,10 @@ def _query_gradient_kernel(
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
-        SEEN, SORTED, START, b, first_query, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
+        SEEN, SORTED, START, b, FIRST + first_row, FIRST + R, B, S, window, GAP, POSITIONS, KEYS, INNER, PACKED
     )
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(DELTA + row_at, delta, mask=i < S)
+    tl.store(DELTA + row_at, delta, mask=row < R)
     whole = 0 if PACKED else (landmark_end - landmark) // KEYS
     masked_landmark = landmark + whole * KEYS
     edge = (full - left) // KEYS
@@ -342,10 +346,10 @@ def _query_gradient_kernel(
         )  # fmt: skip
         acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, slope, i_stands, j_stands, True, BIAS)
     if INNER:
-        for row in tl.range(full, diagonal, KEYS):
-            k = _tile(K, k_at, k_s, b, n, row, S, D, P, KEYS, TMA)
-            v = _tile(V, v_at, v_s, b, n, row, S, D, P, KEYS, TMA)
-            j_stands = _stands(POSITION, b, S, row + c, row + c < S, BIAS)
+        for key in tl.range(full, diagonal, KEYS):
+            k = _tile(K, k_at, k_s, b, n, key, S, D, P, KEYS, TMA)
+            v = _tile(V, v_at, v_s, b, n, key, S, D, P, KEYS, TMA)
+            j_stands = _stands(POSITION, b, S, key + c, key + c < S, BIAS)
             acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, slope, i_stands, j_stands, False, BIAS)
     if not PACKED:
         for t in tl.range(0, whole):
@@ -357,22 +361,23 @@ def _query_gradient_kernel(
                 j_stands = _stands(POSITION, b, S, j, j < S, BIAS)
             acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, slope, i_stands, j_stands, False, BIAS)
 
-    dq_at = b.to(tl.int64) * dq_b + h.to(tl.int64) * dq_h + i.to(tl.int64) * dq_s
+    dq_at = b.to(tl.int64) * dq_b + h.to(tl.int64) * dq_h + row.to(tl.int64) * dq_s
     tl.store(DQ + dq_at[:, None] + d[None, :], (acc * dq_scale).to(DQ.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "N", "blocks", "GAP"])
+@triton.jit(do_not_specialize=["FIRST", "H", "N", "blocks", "GAP"])
 def _key_gradient_kernel(
     Q, K, V, SORTED, SLOPES, POSITION, DO, LSE, DELTA, DK, DV, scale, dk_scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, do_b, do_h, do_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
-    S, H, N, blocks, GAP,
+    S, R, FIRST, H, N, blocks, GAP,
     D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys: consecutive landmarks, or consecutive other keys, in the plan's order.
 
     Either way each key's queries are ``key <= i < key + reach``, a range that moves right with the key, so the block's
-    queries run from its first key to the furthest end of a reach, and one comparison masks the rest.
+    queries run from its first key to the furthest end of a reach, as far as there are any, and one comparison masks
+    the rest.
     """
     b = tl.program_id(0) // blocks // N
     n = tl.program_id(0) // blocks % N
@@ -382,7 +387,7 @@ def _key_gradient_kernel(
     there = tl.program_id(0) % blocks * KEYS + c < S + GAP
     j = tl.load(SORTED + slot + c, mask=there, other=0)
     reach = tl.load(SORTED + B * (S + GAP) + slot + c, mask=there, other=0)
-    first_query = tl.load(SORTED + slot)
+    first_query = tl.maximum(tl.load(SORTED + slot), FIRST)
     past_query = tl.max(j + reach)
     if past_query > 0:
         d = tl.arange(0, P)
@@ -395,28 +400,28 @@ def _key_gradient_kernel(
         k = tl.load(K + k_at[:, None] + d[None, :], mask=inside, other=0.0)
         v = tl.load(V + v_at[:, None] + d[None, :], mask=inside, other=0.0)
         j_stands = _stands(POSITION, b, S, j, reach > 0, BIAS)
-        tiles = tl.cdiv(past_query - first_query, QUERIES)
+        tiles = tl.cdiv(tl.maximum(tl.minimum(past_query, FIRST + R) - first_query, 0), QUERIES)
         dk = tl.zeros([KEYS, P], tl.float32)
         dv = tl.zeros([KEYS, P], tl.float32)
         for step in tl.range(0, tiles * GROUP):
             h = n * GROUP
-            row = first_query + step * QUERIES
+            row = first_query - FIRST + step * QUERIES
             if GROUP > 1:
                 h += step // tiles
-                row = first_query + step % tiles * QUERIES
-            q = _tile(Q, b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, q_s, b, h, row, S, D, P, QUERIES, TMA)
-            do = _tile(DO, b.to(tl.int64) * do_b + h.to(tl.int64) * do_h, do_s, b, h, row, S, D, P, QUERIES, TMA)
-            row_at = (b * H + h).to(tl.int64) * S + row
-            lse = tl.load(LSE + row_at + r, mask=row + r < S, other=0.0)
-            delta = tl.load(DELTA + row_at + r, mask=row + r < S, other=0.0)
+                row = first_query - FIRST + step % tiles * QUERIES
+            q = _tile(Q, b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, q_s, b, h, row, R, D, P, QUERIES, TMA)
+            do = _tile(DO, b.to(tl.int64) * do_b + h.to(tl.int64) * do_h, do_s, b, h, row, R, D, P, QUERIES, TMA)
+            row_at = (b * H + h).to(tl.int64) * R + row
+            lse = tl.load(LSE + row_at + r, mask=row + r < R, other=0.0)
+            delta = tl.load(DELTA + row_at + r, mask=row + r < R, other=0.0)
             s = tl.dot(k, tl.trans(q), input_precision="ieee")
             s = s * scale
             if BIAS:
-                i_stands = _stands(POSITION, b, S, row + r, row + r < S, BIAS)
+                i_stands = _stands(POSITION, b, S, FIRST + row + r, row + r < R, BIAS)
                 slope = _slopes(SLOPES, h)
                 s += slope * (j_stands[:, None] - i_stands[None, :]).to(tl.float32)
             p = tl.exp2(s - lse[None, :])
-            p = tl.where(_sees((row + r)[None, :] - j[:, None], reach[:, None]), p, 0.0)
+            p = tl.where(_sees((FIRST + row + r)[None, :] - j[:, None], reach[:, None]), p, 0.0)
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
             dp = tl.dot(v, tl.trans(do), input_precision="ieee")
             ds = p * (dp - delta[None, :])
@@ -428,46 +433,46 @@ def _key_gradient_kernel(
 
 
 def triton_attention(
-    q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float, *, bias: DistanceBias | None = None
+    q_BHRD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float, *, bias: DistanceBias | None = None
 ) -> Tensor:
-    """The fused kernel: [B, H, S, D], laid out in memory like the queries; a plan without an index gets one here.
+    """The fused kernel: [B, H, R, D], laid out in memory like the queries; a plan without an index gets one here.
 
-    Raises ValueError for a size that it lacks, and for a plan whose queries are not all of its keys.
+    Raises ValueError for a size that it lacks, and for a plan that is not even.
     """
-    if plan.span is not None:
+    if not plan.even:
         raise ValueError(
-            f"sep_attention: the fused kernel takes plans whose queries are all of their keys, not the queries "
-            f"{plan.span} of {plan.reach_BT.shape[1]} keys; pass backend='auto' or 'reference'"
+            "sep_attention: the fused kernel takes plans whose keys are seen by a window of queries or by all later "
+            "ones of their document; pass backend='auto' or 'reference'"
         )
-    size = q_BHSD.shape[3]
-    if size > HEAD_SIZES[-1] or q_BHSD.dtype not in (torch.bfloat16, torch.float16, torch.float32) or scale <= 0:
+    size = q_BHRD.shape[3]
+    if size > HEAD_SIZES[-1] or q_BHRD.dtype not in (torch.bfloat16, torch.float16, torch.float32) or scale <= 0:
         raise ValueError(
             f"sep_attention: the fused kernel takes head sizes to {HEAD_SIZES[-1]}, bf16, fp16 or fp32 and a positive "
-            f"scale, not {size}, {q_BHSD.dtype}, {scale}; pass backend='reference'"
+            f"scale, not {size}, {q_BHRD.dtype}, {scale}; pass backend='reference'"
         )
     index = KeyIndex.of(plan) if plan.index is None else plan.index
-    length = q_BHSD.shape[2]
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHSD, k_BHSD, v_BHSD))
-    max_landmarks = length if plan.max_landmarks is None else plan.max_landmarks
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHRD, k_BHSD, v_BHSD))
+    max_landmarks = plan.num_keys if plan.max_landmarks is None else plan.max_landmarks
     slopes, position = (None, None) if bias is None else (bias.slopes_H, bias.position_BT)
     return sep_attention_forward(
-        q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT, plan.window, max_landmarks, scale,
-        slopes, position,
+        q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT,
+        plan.queries.start, plan.window, max_landmarks, scale, slopes, position,
     )[0]  # fmt: skip
 
 
 @torch.library.custom_op("megatron_sep::sep_attention_forward", mutates_args=())
 def sep_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, max_landmarks: int, scale: float, slopes: Tensor | None = None, position: Tensor | None = None,
+    first: int, window: int, max_landmarks: int, scale: float,
+    slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, the log-sum-exp (base 2) [B, H, S], and the landmarks' keys and values [B, N, max_landmarks, D]."""
+    """The output, the log-sum-exp (base 2) [B, H, R], and the landmarks' keys and values [B, N, max_landmarks, D]."""
     o, lse, kc, vc = _forward_outputs(q, k, v, window, max_landmarks)
     if kc.shape[2]:
         run_compact(k, v, seen, order, kc, vc)
     run_forward(
-        q, k, v, kc, vc, reach, seen, order, start, window, max_landmarks, scale, o, lse, _tiles(q, window).forward,
-        slopes, position,
+        q, k, v, kc, vc, reach, seen, order, start,
+        first, window, max_landmarks, scale, o, lse, _tiles(q, k, window).forward, slopes, position,
     )  # fmt: skip
     return o, lse, kc, vc
 
@@ -476,31 +481,31 @@ def sep_attention_forward(
 def sep_attention_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None, slopes: Tensor | None, position: Tensor | None,
-    window: int, max_landmarks: int, scale: float,
+    first: int, window: int, max_landmarks: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the queries, keys and values."""
     if do.stride(3) != 1:
         do = do.contiguous()
-    tiles = _tiles(q, window)
+    tiles = _tiles(q, k, window)
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
     run_query_gradient(
         q, k, v, kc, vc, reach, seen, order, start,
-        window, max_landmarks, scale, o, do, lse, delta, dq, tiles.query_gradient, slopes, position,
+        first, window, max_landmarks, scale, o, do, lse, delta, dq, tiles.query_gradient, slopes, position,
     )  # fmt: skip
-    run_key_gradient(q, k, v, order, scale, do, lse, delta, dk, dv, tiles.key_gradient, slopes, position)
+    run_key_gradient(q, k, v, order, first, scale, do, lse, delta, dk, dv, tiles.key_gradient, slopes, position)
     return dq, dk, dv
 
 
 def _forward_outputs(q: Tensor, k: Tensor, v: Tensor, window: int, max_landmarks: int) -> tuple[Tensor, ...]:
     """Uninitialised outputs; a window as long as the sequence never needs a landmark from outside it."""
-    rows = max_landmarks if window < q.shape[2] else 0
+    rows = max_landmarks if window < k.shape[2] else 0
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     shape = (*k.shape[:2], rows, k.shape[3])
     return torch.empty_like(q), lse, k.new_empty(shape), v.new_empty(shape)
 
 
 @sep_attention_forward.register_fake
-def _(q, k, v, _reach, _seen, _order, _start, window, max_landmarks, _scale, _slopes=None, _position=None):
+def _(q, k, v, _reach, _seen, _order, _start, _first, window, max_landmarks, _scale, _slopes=None, _position=None):
     return _forward_outputs(q, k, v, window, max_landmarks)
 
 
@@ -510,17 +515,17 @@ def _(_do, q, k, v, *_rest):
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, reach, seen, order, start, window, max_landmarks, scale, slopes, position = inputs
+    q, k, v, reach, seen, order, start, *numbers, slopes, position = inputs
     o, lse, kc, vc = output
     ctx.save_for_backward(q, k, v, o, lse, kc, vc, reach, seen, order, start, slopes, position)
-    ctx.numbers = (window, max_landmarks, scale)
+    ctx.numbers = numbers
     ctx.mark_non_differentiable(lse, kc, vc)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, do, *_unused):
     gradients = sep_attention_backward(do, *ctx.saved_tensors, *ctx.numbers)
-    return (*gradients, *[None] * 9)
+    return (*gradients, *[None] * 10)
 
 
 sep_attention_forward.register_autograd(_backward, setup_context=_keep)
@@ -539,7 +544,7 @@ def run_compact(k: Tensor, v: Tensor, seen: Tensor, order: Tensor, kc: Tensor, v
 def run_forward(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, max_landmarks: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
+    first: int, window: int, max_landmarks: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
     slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``o`` and ``lse``."""
@@ -548,7 +553,7 @@ def run_forward(
     _forward_kernel[grid](
         q, *descriptors, reach, seen, order, reach if start is None else start, *told, o, lse, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
-        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
+        k.shape[2], q.shape[2], first, window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
         **constants, **bias, **options,
     )  # fmt: skip
 
@@ -556,7 +561,7 @@ def run_forward(
 def run_query_gradient(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
-    window: int, max_landmarks: int, scale: float,
+    first: int, window: int, max_landmarks: int, scale: float,
     o: Tensor, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, tile: Tile,
     slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
@@ -567,19 +572,19 @@ def run_query_gradient(
         q, *descriptors, reach, seen, order, reach if start is None else start, *told, o, do, lse, delta, dq,
         scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
-        q.shape[2], window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
+        k.shape[2], q.shape[2], first, window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
         **constants, **bias, **options,
     )  # fmt: skip
 
 
 def run_key_gradient(
-    q: Tensor, k: Tensor, v: Tensor, order: Tensor, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, order: Tensor, first: int, scale: float,
     do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, tile: Tile,
     slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``dk`` and ``dv``."""
-    B, H, S, D = q.shape
-    N = k.shape[1]
+    B, H, R, D = q.shape
+    N, S = k.shape[1:3]
     tma = tile.descriptors and all(map(_describable, (q, do)))
     q_rows, do_rows = (_descriptor(x, tile.queries) for x in (q, do)) if tma else (q, do)
     blocks = triton.cdiv(S + GAP - 1, tile.keys)
@@ -587,7 +592,7 @@ def run_key_gradient(
     _key_gradient_kernel[(B * N * blocks,)](
         q_rows, k, v, order, *told, do_rows, lse, delta, dk, dv, scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        S, H, N, blocks, GAP,
+        S, R, first, H, N, blocks, GAP,
         D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, **bias, **_options(tile),
     )  # fmt: skip
 
@@ -596,7 +601,7 @@ def _query_block_arguments(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, start: Tensor | None, window: int, tile: Tile
 ) -> tuple:
     """What the two kernels that own blocks of queries share: key tiles, grid, constants, launch options."""
-    B, H, S, D = q.shape
+    B, H, R, D = q.shape
     heads = _packed_heads(H // k.shape[1])
     if not kc.numel():
         kc, vc = k, v
@@ -608,7 +613,7 @@ def _query_block_arguments(
         "D": D, "P": _padded(D), "HEADS": heads, "QUERIES": tile.queries, "KEYS": tile.keys,
         "INNER": start is None and window >= positions + tile.keys, "PACKED": start is not None, "TMA": tma,
     }  # fmt: skip
-    return keys, (triton.cdiv(S, positions) * B * (H // heads),), constants, _options(tile)
+    return keys, (triton.cdiv(R, positions) * B * (H // heads),), constants, _options(tile)
 
 
 def _bias(unused: Tensor, slopes: Tensor | None, position: Tensor | None) -> tuple[tuple[Tensor, Tensor], dict]:
@@ -625,9 +630,9 @@ def _options(tile: Tile) -> dict[str, int]:
     return options if tile.max_registers is None else {**options, "maxnreg": tile.max_registers}
 
 
-def _tiles(q: Tensor, window: int) -> Tiles:
+def _tiles(q: Tensor, k: Tensor, window: int) -> Tiles:
     gpu = torch.cuda.get_device_name(q.device) if q.is_cuda else "cpu"
-    return choose_tiles(gpu, _padded(q.shape[3]), q.shape[2], window, q.element_size())
+    return choose_tiles(gpu, _padded(q.shape[3]), k.shape[2], window, q.element_size())
 
 
 def _padded(size: int) -> int:

@@ -1,8 +1,9 @@
-"""Trains the same tiny model under one parallel layout after another, in one job of two processes.
+"""Trains the same tiny model under one parallel layout after another, in one job.
 
-torchrun --nproc-per-node 2 tests/parallel/two_processes.py OUT RUN.yaml NAME section.key=value ... [-- NAME ...]
+torchrun --nproc-per-node 2 tests/parallel/train_layouts.py OUT RUN.yaml NAME section.key=value ... [-- NAME ...]
 
-Each layout trains in OUT/NAME; what it logs and saves there is what the tests look at.
+Each layout trains in OUT/NAME; what it logs and saves there is what the tests look at. A run that is named twice goes
+on where it stopped.
 """
 
 import sys

@@ -1,6 +1,9 @@
 """The verbs: parse, load the configuration, call one function each. Heavy imports live inside the verb."""
 
+import os
 import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +24,10 @@ A YAML file describes a run; configs/runs/ has examples. Words behind its name s
 
 python -m megatron_sep train configs/runs/quickstart.yaml train.steps=400
 """
-EXIT_CODES = "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 75 saved and stopped, "
+    "130 interrupted."
+)
 
 
 class Verbs(TyperGroup):
@@ -41,8 +47,18 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
-        typer.echo(f"error: {failure}", err=True)
+        if not failure.of_the_job or os.environ.get("RANK", "0") == "0":
+            typer.echo(f"{failure.begins}{failure}", err=True)
+        _end_if_writing(failure.exit_code)
         raise typer.Exit(failure.exit_code)
+
+
+def _end_if_writing(code: int) -> None:
+    """A thread inside torch, as one that writes a checkpoint, does not outlive an interpreter that ends in order."""
+    if any(thread.name == "checkpoint" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 app = typer.Typer(
@@ -78,15 +94,17 @@ def train(
 ) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
     run_config = _run_config(config, overrides or [], from_neox)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
+    from megatron_sep.train.signals import heard_signals
 
-    with process_groups(run_config.parallel, run_config.train.seed) as topology:
+    with heard_signals() as signals, process_groups(run_config.parallel, run_config.train.seed) as topology:
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
         from megatron_sep.train.run_lock import run_lock
 
         with run_lock(run_config.dir, topology):
-            train_loop(build_run(run_config, topology, allow_change or ()))
+            train_loop(build_run(run_config, topology, allow_change or (), signals))
 
 
 def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":
@@ -118,6 +136,38 @@ def show(
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML of a run that is to fit", show_default=False)] = None,
+    overrides: Overrides = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="measure instead each rank of the job that this is started in")
+    ] = False,
+) -> None:
+    """Say what is installed, what computes a run, and whether it fits; a line with ! is in its way (exit code 1)."""
+    from megatron_sep.config import load_config
+
+    run_config = None if config is None else load_config(config, overrides or ())
+    warnings.simplefilter("ignore")  # of what libraries do not find; the lines below say it
+    from megatron_sep.report.doctor import doctor as examine_machine
+
+    if distributed:
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
+
+        with process_groups(run_config.parallel if run_config else ParallelConfig()) as topology:
+            from megatron_sep.report.doctor_ranks import examine
+
+            for line in examine(topology):
+                topology.say(line)
+        return
+    lines = []
+    for line in examine_machine(run_config):
+        typer.echo(line)
+        lines.append(line)
+    raise typer.Exit(any(line.startswith("!") for line in lines))
 
 
 @app.command()

@@ -7,6 +7,10 @@ class SepError(Exception):
     """Base of all errors that are told to the user. The message names the value, the place and the way out."""
 
     exit_code = 1
+    begins = "error: "
+    """What stands before the message."""
+    of_the_job = False
+    """Whether one process says it for all."""
 
 
 class UserError(SepError, ValueError):
@@ -17,6 +21,25 @@ class UserError(SepError, ValueError):
 
 class RunFailure(SepError, RuntimeError):  # noqa: N818
     """What was asked for was right, and failed while it ran: a full disk, a loss that diverged, a dead peer."""
+
+
+class EndedError(SepError):
+    """A run that ended before its last step because somebody wished so; the same command goes on."""
+
+    begins = ""
+    of_the_job = True
+
+
+class StoppedError(EndedError):
+    """A run that was asked to end: all that it did is saved."""
+
+    exit_code = 75  # sysexits' "try again": what schedulers are told to requeue
+
+
+class InterruptedRunError(EndedError):
+    """A run that was interrupted on the spot; it goes on from its newest checkpoint."""
+
+    exit_code = 130
 
 
 def of_the_system(error: OSError) -> SepError | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import megatron_sep
-from megatron_sep.errors import RunFailure, SepError, UserError, of_the_system
+from megatron_sep.errors import EndedError, RunFailure, SepError, UserError, of_the_system
 
 NO_DEPENDENCIES = ("apex", "transformer_engine")
 """Packages that some modules are made for and a test environment need not have."""
@@ -33,17 +33,19 @@ def error_classes() -> Iterator[type[BaseException]]:
 
 
 def test_every_error_of_the_package_is_told_in_a_message() -> None:
-    """Each derives from one of the two that say whose fault it is, and says what it is of."""
+    """Each derives from one of those that say whose fault it is, or that it is nobody's, and says what it is of."""
     found = set(error_classes())
     assert len(found) > 20
-    assert [kind for kind in found - {SepError} if not issubclass(kind, UserError | RunFailure)] == []
+    assert [kind for kind in found - {SepError} if not issubclass(kind, UserError | RunFailure | EndedError)] == []
     assert [kind for kind in found if not kind.__doc__] == []
 
 
 def test_exit_codes_say_whose_fault_it_is() -> None:
-    """2: what was asked for; 1: what failed while it ran."""
+    """2: what was asked for; 1: what failed while it ran; 75 and 130: it was asked to end, and goes on later."""
     assert {kind.exit_code for kind in error_classes() if issubclass(kind, UserError)} == {2}
     assert {kind.exit_code for kind in error_classes() if issubclass(kind, RunFailure)} == {1}
+    ended = {kind for kind in error_classes() if issubclass(kind, EndedError) and kind is not EndedError}
+    assert {kind.__name__: kind.exit_code for kind in ended} == {"StoppedError": 75, "InterruptedRunError": 130}
 
 
 @pytest.mark.parametrize(

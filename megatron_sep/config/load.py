@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_sep.config.bounded_yaml import MOST_BYTES, BoundsError, check_size, read_yaml
 from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, translate
 from megatron_sep.config.neox_rules import NeoxError
 from megatron_sep.config.neox_write import as_neox
@@ -29,24 +30,7 @@ class ConfigError(UserError):
     """Every mistake of a configuration, one a line."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key stands twice: {', '.join(twice)}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
+_MOST_FILES = 100
 _PLACEHOLDERS = {"data.path": "none", "tokenizer.path": "none", "model.num_attention_heads": 1}
 """What is valid with anything else; the schema's own defaults hold the places of all others."""
 
@@ -205,19 +189,30 @@ def neox_yaml(sketch: Sketch) -> str:
     return "".join([*notes, yaml.safe_dump(keys, sort_keys=False)]).rstrip()
 
 
-def read_tree(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
+def read_tree(path: Path) -> Tree:
     """The YAML of ``path`` on top of what it extends, unvalidated."""
-    if path.resolve() in chain:
+    return _extended(path, (), {})
+
+
+def _extended(path: Path, chain: tuple[Path, ...], read: dict[Path, Tree]) -> Tree:
+    """As ``read_tree``; ``chain``: the files that led here, ``read``: those that are read already."""
+    here = path.resolve()
+    if here in chain:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in chain)}")
+    if here in read:
+        return read[here]
+    if len(read) + len(chain) >= _MOST_FILES:
+        raise ConfigError(f"{path}: a configuration is made of {_MOST_FILES} files at most")
     tree = _parse(path)
     extends = tree.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
         raise ConfigError(f"{path}: extends={extends!r}: is a file, or a list of files")
     base: Tree = {}
     for name in names:
-        base = merge(base, read_tree(path.parent / name, (*chain, path.resolve())))
-    return merge(base, tree)
+        base = merge(base, _extended(path.parent / name, (*chain, here), read))
+    read[here] = merge(base, tree)
+    return read[here]
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
@@ -231,11 +226,12 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
 
 def _parse(path: Path) -> Tree:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        check_size(len(data))
+        tree = read_yaml(data.decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    try:
-        tree = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is no valid YAML: {error}") from error
     if tree is None:
@@ -243,22 +239,6 @@ def _parse(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}; a configuration is a mapping of sections")
     return tree
-
-
-def _read_yaml(text: str) -> Any:
-    """In a mapping in braces, a comma that is missing at the end of a line is put there: Pythia-12b lacks one."""
-    for _ in range(text.count("\n") + 1):
-        try:
-            return _Loader(text).get_single_data()
-        except yaml.parser.ParserError as error:
-            mark = error.problem_mark
-            if mark is None or not str(error.problem).startswith("expected ',' or '}', but got '<scalar>'"):
-                raise
-            line = text.rfind("\n", 0, mark.index) + 1
-            if text[line : mark.index].strip() or "{" not in text[:line]:
-                raise
-            text = f"{text[: mark.index]},{text[mark.index :]}"
-    return _Loader(text).get_single_data()
 
 
 def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
@@ -269,7 +249,10 @@ def _apply_overrides(tree: Tree, overrides: Iterable[str]) -> Iterator[str]:
             yield f"{override!r}: an override is written section.key=value"
             continue
         try:
-            value = _Loader(text).get_single_data()
+            value = read_yaml(text)
+        except BoundsError as error:
+            yield f"{key}: {error}"
+            continue
         except yaml.YAMLError:
             value = text
         *sections, leaf = key.split(".")

@@ -15,8 +15,10 @@ from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.errors import UserError
 from megatron_sep.parallel import cpu
 from megatron_sep.parallel.device import current_device
+from megatron_sep.parallel.flags import Flags
 from megatron_sep.parallel.seeds import seed_dropout
 from megatron_sep.parallel.topology import Axis, Topology
+from megatron_sep.parallel.watch import Watch, store_of
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
@@ -38,37 +40,54 @@ class ParallelError(UserError):
 def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
     """Join the job and build megatron-core's groups: this process's place in it; leave on exit.
 
-    Without torchrun or SLURM it is a job of one process. gloo on CPU, nccl on GPU. Raises ParallelError.
+    Without torchrun or SLURM it is a job of one process. gloo on CPU, nccl on GPU. Raises ParallelError, and PeerError
+    where another process of the job is lost, whatever this one was doing.
     """
-    join_job(config.timeout_minutes)
+    watch = join_job(config.timeout_minutes)
+    ended: BaseException | None = None
     try:
         yield set_layout(config, seed)
+    except BaseException as error:
+        ended = watch.named(error) or error
+        raise ended from (None if ended is error else error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.set_stream(torch.cuda.default_stream())
+        watch.leave(ended)
 
 
-def join_job(timeout_minutes: int) -> None:
-    """Initialise torch.distributed from the environment and pick this process's GPU."""
+def join_job(timeout_minutes: float) -> Watch:
+    """Initialise torch.distributed from the environment, pick this process's GPU and begin to watch the others."""
     for name, slurm in _SLURM.items():
         if name not in os.environ and slurm in os.environ:
             os.environ[name] = os.environ[slurm]
     for about in _NOISE:
         warnings.filterwarnings("ignore", message=about)
     cpu.install()
-    timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         # what the legacy stream began cannot be recorded as a CUDA graph
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    timeout = timedelta(minutes=timeout_minutes)
+    rank, ranks = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "RANK" in os.environ else (0, 1)
+    store = HashStore() if ranks == 1 else store_of(os.environ, rank, ranks, timeout)
+    watch = Watch(rank, ranks, timeout)
+    if ranks > 1:
+        watch.join(store)
+    try:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
+    except Exception as error:
+        raise watch.named(error) or error from None
+    _watches[:] = [watch]
+    return watch
+
+
+_watches: list[Watch] = []
+"""Of the job that this process has joined."""
 
 
 def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
@@ -104,6 +123,9 @@ def topology() -> Topology:
         device=current_device(),
         chunks=groups.get_virtual_pipeline_model_parallel_world_size() or 1,
         data_group=groups.get_data_parallel_group(),
+        tensor_group=groups.get_tensor_model_parallel_group(),
+        flags=Flags(current_device(), dist.get_world_size()),
+        watch=_watches[0],
         context_group=groups.get_context_parallel_group(),
         token_group=groups.get_data_parallel_group(with_context_parallel=True),
     )

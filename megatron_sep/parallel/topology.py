@@ -1,14 +1,16 @@
 """Where a process stands in its job: one value, made once and handed to whoever needs it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_sep.parallel.flags import Flags
 from megatron_sep.parallel.share import Share
+from megatron_sep.parallel.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,16 @@ class Topology:
     """Parts of the layers that this pipeline stage holds: more than 1 under an interleaved schedule."""
     data_group: dist.ProcessGroup | None = None
     """The processes that differ in ``data`` alone; None: all of them."""
+    tensor_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``tensor`` alone; None: all of them."""
     context_group: dist.ProcessGroup | None = None
     """The processes that differ in ``context`` alone; None: all of them."""
     token_group: dist.ProcessGroup | None = None
     """The processes that hold other tokens: they differ in ``data`` and ``context`` alone; None: all of them."""
+    flags: Flags = field(default_factory=lambda: Flags(torch.device("cpu"), 1))
+    """What any process may call out to all of them."""
+    watch: Watch = field(default_factory=Watch)
+    """Over the other processes."""
 
     @property
     def first(self) -> bool:
@@ -77,9 +85,15 @@ class Topology:
         return counts
 
     def mean_over_last_stages(self, value: Tensor) -> Tensor:
-        """Of a scalar that only last pipeline stages have, 0 elsewhere; every process gets it."""
-        dist.all_reduce(value)
-        return value * self.pipeline.size / self.process.size
+        """Of a scalar that only last pipeline stages have, 0 elsewhere; every process gets it, and the flags of all."""
+        return self.flags.ride(value) * self.pipeline.size / self.process.size
+
+    def of_each(self, value: float) -> list[float]:
+        """A number that each process has its own of, by rank."""
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.process.size)]
+        dist.all_gather(found, own)
+        return [float(each) for each in found]
 
     def together(self, make: Callable[[], Any]) -> Any:
         """What this process makes, once all have made theirs; the first error among them is every process's error."""

@@ -9,6 +9,7 @@ from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.open_data import open_data
 from megatron_sep.data.resolved import resolve
 from megatron_sep.data.samples import DataError, Origin
+from megatron_sep.train.history import consumed_before
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -73,7 +74,8 @@ def view_step(config: RunConfig, step: int, rows: Sequence[int] = (0,)) -> list[
     samples = open_data(config.data, "train", config.model.sequence_length, tokenizer, config.train.steps * size)
     separators = frozenset(i for pattern in rules.patterns for i in pattern.separator_ids)
     found = []
-    for index in ((step - 1) * size + row for row in rows):
+    first = consumed_before(config.dir, step, size)
+    for index in (first + row for row in rows):
         (row_ids,), weights = samples.take(index, 1)
         ids = row_ids[:-1].tolist()
         found.append(

@@ -1,9 +1,11 @@
 """What a run that goes on does differently from when its checkpoint was written."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_sep.config.schema import RunConfig
+from megatron_sep.data.content import contents
 from megatron_sep.errors import UserError
 
 _NO_MATTER = (
@@ -12,6 +14,7 @@ _NO_MATTER = (
     "parallel.",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.background",
     "checkpoint.init_from",
     "checkpoint.init_optimizer",
     "model.init",
@@ -22,9 +25,10 @@ _NO_MATTER = (
     "train.cuda_graphs",
     "train.deterministic",
     "train.recompute",
+    "train.operations",
+    "train.loss_chunk",
     "train.micro_batch_size",
     "train.max_skipped_steps",
-    "train.engine",
     "attention.backend",
     "data.cache",
 )
@@ -35,31 +39,59 @@ class ChangedError(UserError):
     """A run that goes on with settings that it was not begun with."""
 
 
-def check_changes(then: RunConfig, now: RunConfig, allowed: Sequence[str]) -> list[str]:
-    """The settings that change what is learnt, as `section.key: before, now after`; paths may have moved.
+@dataclass(frozen=True)
+class Began:
+    """What a run was begun with, or goes on with."""
 
-    ``allowed`` are keys or sections. Raises ChangedError for a change that is not allowed, and for a word in
-    ``allowed`` that is no setting.
+    config: RunConfig
+    contents: Mapping[str, str] | None
+    """Of its data, by the settings that name them; None: not written down then."""
+
+
+def check_changes(then: Began, now: Began, allowed: Sequence[str]) -> list[str]:
+    """The settings that change what is learnt, as `section.key: before, now after`.
+
+    Data and tokenizer may have moved: what counts is their content. ``allowed`` are keys or sections. Raises
+    ChangedError for a change that is not allowed, and for a word in ``allowed`` that is no setting.
     """
-    before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (then, now))
+    before, after = (dict(_leaves(began.config.model_dump(mode="json"))) for began in (then, now))
     strange = [word for word in allowed if not any(_covers(word, key) for key in after)]
     if strange:
         raise ChangedError(f"--allow-change {strange[0]}: no such setting or section")
+    same, other = _compared(then, now)
     changes = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
-    changes = {
-        key: values
-        for key, values in changes.items()
-        if values[0] != values[1] and not key.startswith(_NO_MATTER) and not _filled_in(key, values[0])
+    said = {
+        key: f"{key}: {old}, now {new}"
+        for key, (old, new) in changes.items()
+        if old != new and key not in same and not key.startswith(_NO_MATTER) and not _filled_in(key, old)
     }
-    said = [f"{key}: {old}, now {new}" for key, (old, new) in changes.items()]
-    refused = [key for key in changes if not key.endswith("path") and not any(_covers(word, key) for word in allowed)]
+    said = {key: f"{key}: {after[key]} holds something else than then" for key in other if key not in said} | said
+    refused = [key for key in said if not any(_covers(word, key) for word in allowed)]
     if refused:
         words = " ".join(f"--allow-change {key}" for key in refused)
         raise ChangedError(
-            f"{now.dir}: was begun with other settings ({'; '.join(said)}). Set them as they were, give another "
-            f"dir, or pass {words}"
+            f"{now.config.dir}: was begun with other settings ({'; '.join(said.values())}). Set them as they were, "
+            f"give another dir, or pass {words}"
         )
-    return said
+    return list(said.values())
+
+
+def _compared(then: Began, now: Began) -> tuple[set[str], set[str]]:
+    """Settings whose files hold the same as then, and those whose files hold something else."""
+    before, after = then.contents, now.contents or {}
+    if before is None:
+        before = _contents_there(then.config)
+    both = before.keys() & after.keys()
+    same = {key for key in both if before[key] == after[key]}
+    return same, both - same
+
+
+def _contents_there(config: RunConfig) -> Mapping[str, str]:
+    """Of files that a run of an older version was begun with, as far as they are where they were."""
+    try:
+        return contents(config.data, config.tokenizer)
+    except (OSError, UserError):
+        return {}
 
 
 def _covers(word: str, key: str) -> bool:

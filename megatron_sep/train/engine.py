@@ -1,6 +1,7 @@
 """A way to train: what the loop asks of it."""
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from megatron_sep.config.engines import ENGINES
+from megatron_sep.config.engines import ENGINES, MUON
+from megatron_sep.data.extras import needs_extra
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.sealed import CheckpointError
 
@@ -35,8 +37,15 @@ class OptimizerSlot:
 class Writing(Protocol):
     """A save that has begun: training may go on, the files are whole when ``finish`` returns."""
 
+    def done(self) -> bool:
+        """Is this rank's part over, written or failed, so that ``finish`` need not wait for it?"""
+        ...
+
     def finish(self) -> Sequence[Path]:
-        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing."""
+        """Wait for this rank's part and name the files that it wrote. Raises what went wrong while writing.
+
+        Every rank of the job calls it together.
+        """
         ...
 
 
@@ -48,6 +57,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other engines whose checkpoints it loads."""
 
     @abstractmethod
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -72,6 +83,10 @@ class Engine(ABC):
             "to false to start with a new one"
         )
 
+    def own_seconds(self) -> float:
+        """Mean seconds of a step since the last call in which this rank did not wait for others; NaN: not measured."""
+        return math.nan
+
     @abstractmethod
     def begin_save(self, folder: Path) -> Writing:
         """Begin to write weights and optimizer into an empty folder that all ranks see."""
@@ -81,7 +96,11 @@ class Engine(ABC):
         """Take over what ``begin_save`` wrote, in this or another layout. Raises CheckpointError."""
 
 
-def engine_class(name: str) -> Any:
-    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is."""
-    module, kind = ENGINES[name].split(":")
-    return getattr(importlib.import_module(module), kind)
+def engine_class(name: str, optimizer: str = "adamw") -> Any:
+    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is.
+
+    Raises MissingLibraryError, naming the extra that brings the engine's library.
+    """
+    module, kind = (MUON if optimizer == "muon" else ENGINES[name]).split(":")
+    with needs_extra("deepspeed", "deepspeed"):
+        return getattr(importlib.import_module(module), kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.config.schema import MetricsConfig
-from megatron_sep.files import written_aside
+from megatron_sep.files import parse_json, written_aside
 
 Values = Mapping[str, float]
 
@@ -34,17 +34,26 @@ class Metrics:
     def log(self, step: int, values: Values) -> None:
         self._each("log", step, values)
 
+    def rewind(self, step: int) -> None:
+        """The steps after this one come once more: sinks that can forget them do."""
+        for sink in list(self.sinks):
+            if hasattr(sink, "rewind"):
+                self._try(sink, "rewind", step)
+
     def close(self) -> None:
         self._each("close")
 
     def _each(self, action: str, *arguments: Any) -> None:
         for sink in list(self.sinks):
-            try:
-                getattr(sink, action)(*arguments)
-            except Exception as error:  # whatever a logger does, training goes on
-                self.sinks.remove(sink)
-                with suppress(OSError):  # a console that went away is one of them
-                    print(f"metrics: {type(sink).__name__} failed and is left out: {error}", flush=True)
+            self._try(sink, action, *arguments)
+
+    def _try(self, sink: Sink, action: str, *arguments: Any) -> None:
+        try:
+            getattr(sink, action)(*arguments)
+        except Exception as error:  # whatever a logger does, training goes on
+            self.sinks.remove(sink)
+            with suppress(OSError):  # a console that went away is one of them
+                print(f"metrics: {type(sink).__name__} failed and is left out: {error}", flush=True)
 
 
 def make_metrics(
@@ -87,10 +96,18 @@ class JsonLines:
     """One JSON object a line. Lines past ``start``, left by a run that was cut off, are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= start] if start else []
-        with written_aside(path) as aside:
+        self.path = path
+        self._open(start)
+
+    def _open(self, start: int) -> None:
+        kept = [line for line in _lines(self.path) if line["step"] <= start] if start else []
+        with written_aside(self.path) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.file = path.open("a")
+        self.file = self.path.open("a")
+
+    def rewind(self, step: int) -> None:
+        self.file.close()
+        self._open(step)
 
     def log(self, step: int, values: Values) -> None:
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -104,9 +121,17 @@ class TensorBoard:
     """Event files below RUN/tensorboard; what was written past ``start`` is hidden."""
 
     def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self._open(start)
+
+    def _open(self, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(path), purge_step=start + 1)
+        self.writer: Any = SummaryWriter(str(self.path), purge_step=start + 1)
+
+    def rewind(self, step: int) -> None:
+        self.writer.close()
+        self._open(step)
 
     def log(self, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -140,18 +165,22 @@ class Wandb:
 
 
 def read_jsonl(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
+    """The lines of a run's metrics.jsonl; one that is none, as a kill leaves the last one, is left out."""
     return _lines(path)
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            values = parse_json(line)
+            if isinstance(values, dict) and "step" in values and all(map(_is_number, values.values())):
+                found.append(values)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _count(value: float) -> str:
@@ -178,6 +207,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
     "speed/seconds_left": lambda v: f"eta {_duration(v)}",
     "time/validation": lambda v: f"validated in {v:.1f}s",
-    "time/save": lambda v: f"saved in {v:.1f}s",
+    "time/save": lambda v: f"stood {v:.1f}s to save",
+    "time/save_whole": lambda v: f"saved in {v:.1f}s",
 }
 """What the console shows of a step, in this order."""

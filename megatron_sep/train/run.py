@@ -1,8 +1,8 @@
 """Builds everything a run is made of, from its configuration; nothing is trained here."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from megatron_sep.attention.annealing import Annealing
 from megatron_sep.config.layout import job_mistakes
@@ -19,19 +19,27 @@ from megatron_sep.model.build import build_model
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.device import set_determinism
+from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
-from megatron_sep.train.changes import check_changes
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
+from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
 from megatron_sep.train.outcomes import Outcomes
+from megatron_sep.train.own_work import SlowRanks
+from megatron_sep.train.preflight import Need, preflight
+from megatron_sep.train.requests import Requests
+from megatron_sep.train.saves import Saves
 from megatron_sep.train.schedule import LearningRate
+from megatron_sep.train.signals import Signals
+from megatron_sep.train.spikes import Spikes
+from megatron_sep.train.start import check_not_stopped, find_start, take_up
 from megatron_sep.train.statistics import Statistics
-from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
+from megatron_sep.weights.sealed import Description, TrainState
 from megatron_sep.weights.zero_files import ZeroOptimizer
 
 
@@ -42,6 +50,8 @@ class Run:
     config: RunConfig
     topology: Topology
     vocab_size: int
+    contents: Mapping[str, str]
+    """Sums of what the run reads."""
     engine: Engine
     train_data: Feed
     valid_data: Feed | None
@@ -50,14 +60,36 @@ class Run:
     checkpoints: Checkpoints
     metrics: Metrics
     statistics: Statistics
+    saves: Saves
+    requests: Requests
+    spikes: Spikes
+    slow_ranks: SlowRanks
+    history: History
     state: TrainState
     outcomes: Outcomes = field(default_factory=Outcomes)
     skipped_in_a_row: int = 0
+    spiked: bool = False
+    """Is the loss of the last step that is over a spike?"""
+    rollbacks: dict[int, int] = field(default_factory=dict)
+    """How often the run went back to a checkpoint, by its step."""
 
-    def save(self) -> Path:
+    def begin_save(self) -> None:
+        """Begin to write a checkpoint of where the run stands; ``saves`` goes on with it."""
+        described = Description(self.state, self.config, self.vocab_size, self.engine.name, self.contents)
+        self.saves.begin(described)
+
+    def save(self) -> None:
         """Write a checkpoint of where the run stands, and wait for it. Raises NotWrittenError."""
-        description = Description(self.state, self.config, self.vocab_size, self.engine.name)
-        return self.checkpoints.begin(description, self.engine).finish()
+        self.begin_save()
+        self.saves.finish()
+
+    def listen(self) -> frozenset[Flag]:
+        """What any process is asked for; saves on their way are carried on. Every rank calls it once a step."""
+        self.saves.tell()
+        self.requests.look()
+        heard = self.topology.flags.hear()
+        self.saves.go_on(heard)
+        return self.requests.among(heard)
 
 
 @dataclass(frozen=True)
@@ -113,30 +145,40 @@ def _taken_over(config: RunConfig) -> list[str]:
     ]
 
 
-def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str] = ()) -> Run:
+def build_run(
+    config: RunConfig, topology: Topology, allow_change: Sequence[str] = (), signals: Signals | None = None
+) -> Run:
     """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
 
-    ``allow_change``: settings that may differ from those the checkpoint was written with. An error of one process is
-    raised on all. Raises RunError, ChangedError, CheckpointError, SourceError, and what ``open_inputs`` raises.
+    ``allow_change``: settings that may differ from those the checkpoint was written with. ``signals``: what is
+    received while the run is trained. An error of one process is raised on all. Raises RunError, ChangedError,
+    PreflightError, CheckpointError, SourceError, StoppedError, and what ``open_inputs`` raises.
     """
+    topology.tell(lambda: check_not_stopped(config.dir, os.environ))
+    topology.watch.at("opening the data")
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     resolved = inputs.resolved
     _check_job(config, resolved.vocab_size, topology)
-    checkpoints = Checkpoints(config.dir, config.checkpoint.keep, topology)
-    newest = checkpoints.newest()
+    topology.watch.at("looking for its newest checkpoint")
+    checkpoints, history = Checkpoints(config.dir, config.checkpoint.keep, topology), History(config.dir, topology)
+    start = find_start(config, resolved.vocab_size, checkpoints, history, topology, allow_change)
+    config, size = start.config, ModelSize(config.model, resolved.vocab_size)
+    seen = preflight(config, inputs.train, Need.of(config, size, topology), topology)
+    topology.watch.at("building the model")
     set_determinism(config.train.deterministic)
-    config = _with_schedule(config, newest, topology)
-    calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
-    changes = _check_resumed(newest, config, resolved.vocab_size, allow_change)
-    engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=newest is None))
-    state = _resume(newest, engine, config, topology, changes)
-    for note in topology.tell(lambda: _notes(config, inputs)):
+    engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=start.newest is None))
+    state = take_up(start, engine, history, topology)
+    for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:
         topology.say(note)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
+    calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
+    statistics = Statistics(size, resolved.rules, calendar, topology)
+    batch = config.train.global_batch_size
     return Run(
         config=config,
         topology=topology,
         vocab_size=resolved.vocab_size,
+        contents=start.contents,
         engine=engine,
         train_data=Feed(inputs.train, annealing, config.train, topology),
         valid_data=Feed(inputs.valid, lambda _: resolved.rules, config.train, topology) if inputs.valid else None,
@@ -144,24 +186,14 @@ def build_run(config: RunConfig, topology: Topology, allow_change: Sequence[str]
         schedule=LearningRate(config.optimizer, config.optimizer.decay_steps or config.train.steps),
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
-        statistics=Statistics(ModelSize(config.model, resolved.vocab_size), resolved.rules, calendar, topology),
+        statistics=statistics,
+        saves=Saves(checkpoints, engine, statistics, history, config.checkpoint.background),
+        requests=Requests(config.dir, topology, signals or Signals()),
+        spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),
+        slow_ranks=SlowRanks(topology, history),
+        history=history,
         state=state,
     )
-
-
-def _with_schedule(config: RunConfig, newest: Path | None, topology: Topology) -> RunConfig:
-    """The configuration with the steps of its learning rate: as they are set, else as the run was started."""
-    steps = config.optimizer.decay_steps
-    if steps is None and newest is not None:
-        started = describe(newest).config
-        steps = started.optimizer.decay_steps or started.train.steps
-        if steps != config.train.steps:
-            topology.say(
-                f"the learning rate falls until step {steps}, as this run was started; train.steps is now "
-                f"{config.train.steps}: set optimizer.decay_steps to change that"
-            )
-    optimizer = config.optimizer.model_copy(update={"decay_steps": steps or config.train.steps})
-    return config.model_copy(update={"optimizer": optimizer})
 
 
 def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool) -> Engine:
@@ -178,7 +210,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
     if source is not None:
         for part in (model, *further_chunks):
             load_weights(part, source, whole, topology)
-    engine: Engine = engine_class(config.train.engine)(
+    engine: Engine = engine_class(config.parallel.engine, config.optimizer.kind)(
         model,
         topology,
         config.optimizer,
@@ -187,12 +219,19 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         sequence_length=config.model.sequence_length,
         micro_batch_size=config.train.micro_batch_size,
         cuda_graphs=config.train.cuda_graphs,
+        zero_stage=config.parallel.zero_stage,
         **({"further_chunks": further_chunks} if further_chunks else {}),
     )
     if source is not None and zero is not None:
         for part in (model, *further_chunks):
             take_over(engine, part, zero, source.vocab_size, whole, topology)
     return engine
+
+
+def _compiled(config: RunConfig, topology: Topology) -> bool:
+    """Whether layers are compiled; under ZeRO 3 a weight is there only while its layer runs."""
+    asked = config.train.compile
+    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
 
 
 def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:
@@ -207,8 +246,10 @@ def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Deco
             precision=train.precision,
             seed=train.seed,
             backend=config.attention.backend,
+            other_backends=train.operations,
+            loss_chunk=train.loss_chunk,
             recompute=train.recompute,
-            compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
+            compiled=_compiled(config, topology),
             chunk=chunk,
         )
         for chunk in range(topology.chunks)
@@ -231,32 +272,3 @@ def _metrics(config: RunConfig, state: TrainState, topology: Topology) -> Metric
     if not topology.first:
         return Metrics([])
     return make_metrics(config.metrics, config.dir, config.model_dump(mode="json"), state.step, config.train.steps)
-
-
-def _check_resumed(newest: Path | None, config: RunConfig, vocab_size: int, allow_change: Sequence[str]) -> list[str]:
-    """What changes where a run goes on. Raises CheckpointError and ChangedError, before any model is built."""
-    if newest is None:
-        return []
-    found = describe(newest)
-    check_fits(newest, found, config.model, vocab_size)
-    if found.engine != config.train.engine:
-        raise CheckpointError(
-            f"{newest}: was written by the engine {found.engine!r}, train.engine is {config.train.engine!r}; set "
-            "train.engine as it was, or start a new dir from these weights with checkpoint.init_from"
-        )
-    return check_changes(found.config, config, allow_change)
-
-
-def _resume(
-    newest: Path | None, engine: Engine, config: RunConfig, topology: Topology, changes: Sequence[str]
-) -> TrainState:
-    """Where the run stands: at its newest checkpoint, or at the step its first weights are said to be of."""
-    if newest is None:
-        first = config.checkpoint.init_step
-        return TrainState(step=first, consumed=first * config.train.global_batch_size)
-    engine.load(newest)
-    state = describe(newest).state
-    topology.say(f"resumed from {newest} at step {state.step}")
-    if changes:
-        topology.say(f"from here on with other settings: {'; '.join(changes)}")
-    return state

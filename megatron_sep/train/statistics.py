@@ -54,6 +54,8 @@ class Statistics:
     """Of the steps that were applied."""
     steps: int = 0
     asides: dict[str, Aside] = field(default_factory=lambda: {"validation": Aside(), "save": Aside()})
+    _whole_saves: float = 0.0
+    """Seconds from the beginning of each save to its end, since they were logged last."""
     _started: float = field(default_factory=time.perf_counter)
 
     def counted(self, batches: Iterable[Microbatch]) -> Iterator[Microbatch]:
@@ -72,30 +74,44 @@ class Statistics:
             self.losses.append(outcome.loss)
 
     @contextmanager
-    def aside(self, name: str) -> Iterator[None]:
-        """Keep the time of a validation or a save apart from that of the steps. The device is waited for."""
+    def aside(self, name: str, more: bool = False) -> Iterator[None]:
+        """Keep the time of a validation or a save apart from that of the steps. The device is waited for.
+
+        ``more``: of the one that was counted last.
+        """
         if self.topology.device.type == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
         yield
         took = time.perf_counter() - begin
         what = self.asides[name]
-        what.seconds, what.whole, what.times = what.seconds + took, what.whole + took, what.times + 1
+        what.seconds, what.whole, what.times = what.seconds + took, what.whole + took, what.times + (not more)
         self._started += took
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is there, so many seconds after it was begun; the steps stood still for a part of them."""
+        self._whole_saves += seconds
 
     def values(self, step: int) -> dict[str, float]:
         """Means since the last call, over all ranks; starts counting anew. The device is waited for."""
         found = self._losses() | self._rates(step) | self.times("save")
+        self.forget()
+        return found
+
+    def forget(self) -> None:
+        """Start counting anew."""
         self.tokens = self.sequences = self.steps = 0
         self.counts, self.losses = None, []
         self._started = time.perf_counter()
-        return found
 
     def times(self, name: str) -> dict[str, float]:
         """Seconds of what was done aside since the last call; nothing where it was not done."""
         what = self.asides[name]
-        seconds, what.seconds = what.seconds, 0.0
-        return {f"time/{name}": seconds} if seconds else {}
+        found = {f"time/{name}": what.seconds}
+        what.seconds = 0.0
+        if name == "save":
+            found["time/save_whole"], self._whole_saves = self._whole_saves, 0.0
+        return {key: seconds for key, seconds in found.items() if seconds}
 
     def _losses(self) -> dict[str, float]:
         mean = fmean(self.losses) if self.losses else float("nan")

@@ -6,21 +6,23 @@ loaded. The manifest has a format number; one of an older format is read as if i
 """
 
 import json
+import math
 import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megatron_sep.config.schema import ModelConfig, RunConfig
 from megatron_sep.errors import UserError
-from megatron_sep.files import flush, flush_tree, remove, sha256, versions
+from megatron_sep.files import flush, flush_tree, read_json, remove, sha256, versions
 
 Tree = dict[str, Any]
-FORMAT = 2
-"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's."""
+FORMAT = 3
+"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's. 2 had the setting
+`parallel.engine` under `train`."""
 _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
 _SEAL = "manifest.sha256"
@@ -35,6 +37,32 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be taken up."""
 
 
+_MEMORY = 100
+"""Steps that the level of the loss remembers."""
+_LEAST_SPREAD = 0.01
+"""Of the mean: losses that hardly differ from step to step still may."""
+
+
+@dataclass(frozen=True)
+class LossLevel:
+    """Exponential mean and variance of the losses that were learnt from: what the next one is judged by."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    steps: int = 0
+
+    def after(self, loss: float) -> "LossLevel":
+        """With one more loss; one that is no number is left out."""
+        if not math.isfinite(loss):
+            return self
+        weight, off = 1 / min(self.steps + 1, _MEMORY), loss - self.mean
+        return LossLevel(self.mean + weight * off, (1 - weight) * (self.variance + weight * off * off), self.steps + 1)
+
+    def bound(self, deviations: float) -> float:
+        """So many standard deviations above the mean."""
+        return self.mean + deviations * max(math.sqrt(self.variance), _LEAST_SPREAD * abs(self.mean))
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Where a run stands; with the seed it fixes data order and dropout."""
@@ -43,7 +71,8 @@ class TrainState:
     consumed: int = 0
     """Training sequences seen."""
     skipped: int = 0
-    """Steps whose gradient was not finite."""
+    """Steps that changed no weight: their gradient was not finite, or their loss was a spike."""
+    level: LossLevel = LossLevel()
 
     def advance(self, sequences: int) -> "TrainState":
         """After one more step of so many sequences."""
@@ -60,6 +89,8 @@ class Description:
     """Rows of the embedding."""
     engine: str
     """What wrote the tensors, and can read them; "weights": one safetensors file a layer, for any engine."""
+    contents: Mapping[str, str] | None = None
+    """Sums of what the run reads, by the settings that name it; None: written by a version that kept none."""
 
     @property
     def model(self) -> ModelConfig:
@@ -75,6 +106,7 @@ class Description:
             "config": self.config.model_dump(mode="json"),
             "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
             "ranks": ranks,
+            **({} if self.contents is None else {"contents": dict(self.contents)}),
         }
 
 
@@ -91,12 +123,13 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(named)]
 
 
-def newest_verified(folder: Path) -> Path | None:
+def newest_verified(folder: Path, passed_over: Callable[[str], None] = lambda _: None) -> Path | None:
     """The newest checkpoint of a run's ``checkpoints`` that verifies; None where there is none at all.
 
-    What does not verify is named and passed over. Raises CheckpointError where there are some and none verifies.
+    What does not verify is named, here and to ``passed_over``, and passed over. Raises CheckpointError where there are
+    some and none verifies.
     """
-    newest = next(_verified(folder), None)
+    newest = next(_verified(folder, passed_over), None)
     damaged = finished_checkpoints(folder)
     if newest is None and damaged:
         raise CheckpointError(
@@ -106,13 +139,14 @@ def newest_verified(folder: Path) -> Path | None:
     return newest
 
 
-def _verified(folder: Path) -> Iterator[Path]:
+def _verified(folder: Path, passed_over: Callable[[str], None]) -> Iterator[Path]:
     for path in reversed(finished_checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
             yield path
         else:
             print(f"checkpoint passed over: {fault}", flush=True)
+            passed_over(fault)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -126,7 +160,7 @@ def fault_of(path: Path) -> str | None:
         if (path / _SEAL).read_text() != sha256(path / _MANIFEST):
             return f"{path}: {_MANIFEST} and its {_SEAL} do not agree"
         expected: dict[str, Tree] = _manifest(path)["files"]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         return f"{path}: is not whole: {error}"
     except CheckpointError as error:
         return str(error)
@@ -146,19 +180,40 @@ def describe(path: Path) -> Description:
     found = _manifest(path)["description"]
     try:
         config = RunConfig.model_validate(found["config"])
-        return Description(TrainState(**found["state"]), config, found["vocab_size"], found["engine"])
+        counts = {key: value for key, value in found["state"].items() if key != "level"}
+        state = TrainState(
+            **{key: _count(key, value) for key, value in counts.items()}, level=_level(found["state"].get("level", {}))
+        )
+        rows, contents = _count("vocab_size", found["vocab_size"]), found.get("contents")
+        if contents is not None and not isinstance(contents, dict):
+            raise ValueError("contents are no sums by name")
+        return Description(state, config, rows, str(found["engine"]), contents)
     except KeyError as error:
         raise CheckpointError(f"{path / _MANIFEST}: says nothing of its {error.args[0]}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is not known to this version: {error}") from error
+
+
+def _level(saved: Tree) -> LossLevel:
+    return LossLevel(
+        float(saved.get("mean", 0)), float(saved.get("variance", 0)), _count("level.steps", saved.get("steps", 0))
+    )
+
+
+def _count(key: str, value: Any) -> int:
+    """A value that counts something. Raises ValueError for any other."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{key} is {str(value)[:40]!r}, which counts nothing")
+    return value
 
 
 def _manifest(path: Path) -> Tree:
     """The manifest in today's format. Raises CheckpointError, OSError."""
     try:
-        found: Tree = json.loads((path / _MANIFEST).read_text())
+        found: Tree = read_json(path / _MANIFEST)
     except ValueError as error:
         raise CheckpointError(f"{path / _MANIFEST}: is no JSON: {error}") from error
+    _check_form(path, found)
     for number in range(found.get("format", 1), FORMAT):
         found = _UPGRADES[number](found)
     if found.get("format") != FORMAT:
@@ -169,13 +224,38 @@ def _manifest(path: Path) -> Tree:
     return found
 
 
+def _check_form(path: Path, manifest: Any) -> None:
+    """Raise CheckpointError for what is no manifest of any format, or lists a file that lies elsewhere."""
+    found = manifest if isinstance(manifest, dict) else {}
+    files, number = found.get("files"), found.get("format", 1)
+    if not isinstance(files, dict) or not isinstance(found.get("description"), dict):
+        raise CheckpointError(f"{path / _MANIFEST}: is no manifest: it lacks `files` or `description`")
+    if type(number) is not int or number < 1:
+        raise CheckpointError(f"{path / _MANIFEST}: has format {str(number)[:40]!r}, which is no number of one")
+    for name, record in files.items():
+        if PurePosixPath(name).name != name or "\0" in name:
+            raise CheckpointError(f"{path / _MANIFEST}: lists {name[:200]!r}; the files of a checkpoint lie beside it")
+        if not isinstance(record, dict) or not {"bytes", "sha256"} <= record.keys():
+            raise CheckpointError(f"{path / _MANIFEST}: has no size and sum of {name}")
+
+
 def _name_engine(manifest: Tree) -> Tree:
     weights_alone = any(name.startswith("weights-") for name in manifest["files"])
     engine = "weights" if weights_alone else "megatron"
     return {**manifest, "format": 2, "description": {**manifest["description"], "engine": engine}}
 
 
-_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine}
+def _move_engine(manifest: Tree) -> Tree:
+    description = manifest["description"]
+    if "config" not in description:
+        return {**manifest, "format": 3}
+    config, train = description["config"], dict(description["config"].get("train", {}))
+    moved = {"engine": train.pop("engine")} if "engine" in train else {}
+    config = {**config, "train": train, "parallel": {**config.get("parallel", {}), **moved}}
+    return {**manifest, "format": 3, "description": {**description, "config": config}}
+
+
+_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine, 2: _move_engine}
 """From a format to the next one."""
 
 

@@ -21,6 +21,9 @@ class Files:
 
     files: tuple[Path, ...]
 
+    def done(self) -> bool:
+        return True
+
     def finish(self) -> Sequence[Path]:
         return self.files
 

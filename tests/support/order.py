@@ -7,6 +7,8 @@ LONGEST_FIRST = (
     "test_readme.py",
     "parallel/test_two_processes.py",
     "train/test_resume.py",
+    "train/test_two_ranks.py",
+    "train/test_stopping.py",
     "test_cli.py",
     "train/test_posttrain.py",
     "kernels/test_sep_attention_fused.py",
@@ -15,6 +17,8 @@ LONGEST_FIRST = (
     "parallel/test_parity_two_processes.py",
     "convert/test_memory.py",
     "train/test_loop.py",
+    "parallel/test_lost_peers.py",
+    "train/test_saving_soak.py",
 )
 
 

@@ -94,7 +94,7 @@ def test_a_save_that_fails_without_a_word_is_named_by_its_kind(trained: Run, mon
     """megatron-core's writer processes end in an EOFError that has no text."""
     from megatron.core import dist_checkpointing
 
-    def end(*_: object) -> None:
+    def end(*_: object, **__: object) -> None:
         raise EOFError
 
     monkeypatch.setattr(dist_checkpointing, "save", end)

@@ -1,6 +1,8 @@
 """A run that goes on with other settings: what follows the step does so, what is kept is kept, and both are said."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.changes import ChangedError
+from megatron_sep.train.history import History, read_history
 from megatron_sep.train.metrics import read_jsonl
 from megatron_sep.train.schedule import LearningRate
+from megatron_sep.weights.sealed import finished_checkpoints
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -113,6 +117,78 @@ def test_what_changes_no_weight_may_change(tiny: Callable[..., RunConfig]) -> No
     free = {"steps": 6, "micro_batch_size": 4, "eval_every": 2, "eval_batches": 1, "recompute": True}
     run = build(tiny(train=free, checkpoint={"every": 1, "keep": 2}, metrics={"every": 2}))
     assert run.state.step == 4
+
+
+def test_data_may_move_and_may_not_change(
+    tiny: Callable[..., RunConfig], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same content under another path passes without a word; other content asks, under the same path too."""
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved)
+    there = {"data": {"path": str(moved / "corpus")}, "tokenizer": {"path": str(moved / "tokenizer.json")}}
+    train(build(tiny(train={"steps": 4, "eval_every": 0})))
+    longer = tiny(train={"steps": 5, "eval_every": 0}, **there)
+    assert build(longer).state.step == 4
+    assert "other settings" not in capsys.readouterr().out
+    tokens = bytearray((moved / "corpus.bin").read_bytes())
+    tokens[100] ^= 1
+    (moved / "corpus.bin").write_bytes(tokens)
+    with pytest.raises(
+        ChangedError, match=r"data\.path: .*corpus, now .*moved/corpus.*pass --allow-change data\.path$"
+    ):
+        build(longer)
+    train(build(longer, "data.path"))
+    tokens[200] ^= 1
+    (moved / "corpus.bin").write_bytes(tokens)
+    with pytest.raises(ChangedError, match=r"data\.path: .*moved/corpus holds something else than then"):
+        build(tiny(train={"steps": 6, "eval_every": 0}, **there))
+
+
+def test_a_run_of_an_older_version_is_compared_with_what_lies_where_it_was(
+    tiny: Callable[..., RunConfig], corpus: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint has no sums: the old path is read; where nothing is there any more, it asks."""
+    old, moved = tmp_path / "old", tmp_path / "moved"
+    shutil.copytree(corpus, old)
+    shutil.copytree(corpus, moved)
+    run = build(tiny(train={"steps": 4, "eval_every": 0}, data={"path": str(old / "corpus")}))
+    run.contents = None
+    train(run)
+    longer = tiny(train={"steps": 5, "eval_every": 0}, data={"path": str(moved / "corpus")})
+    assert build(longer).state.step == 4
+    shutil.rmtree(old)
+    with pytest.raises(ChangedError, match=r"data\.path: .*old/corpus, now .*moved/corpus"):
+        build(longer)
+
+
+def test_what_befell_a_run_is_written_down(tiny: Callable[..., RunConfig]) -> None:
+    """Start, end, a refused and an allowed change, a resume, a checkpoint passed over: a line each, in order."""
+    train(build(tiny(train={"steps": 8, "eval_every": 0})))
+    newest = finished_checkpoints(tiny().dir / "checkpoints")[-1]
+    (newest / "common.pt").write_bytes(b"damaged")
+    other = tiny(train={"steps": 8, "eval_every": 0}, optimizer={"lr": 2e-3})
+    with pytest.raises(ChangedError):
+        build(other)
+    train(build(other, "optimizer.lr"))
+    lines = read_history(other.dir)
+    assert [line["event"] for line in lines] == [
+        "start",
+        "done",
+        "checkpoint passed over",
+        "change refused",
+        "checkpoint passed over",
+        "resume",
+        "change allowed",
+        "done",
+    ]
+    assert "common.pt" in lines[2]["message"]
+    assert "optimizer.lr: 0.001, now 0.002" in lines[3]["message"]
+    assert (lines[5]["step"], lines[5]["consumed"], lines[5]["checkpoint"]) == (4, 32, "step-00000004")
+    assert lines[6]["changes"] == ["optimizer.lr: 0.001, now 0.002"]
+    with (other.dir / "history.jsonl").open("a") as file:
+        file.write('{"time": 1, "eve')  # a kill in the middle of a line
+    History(other.dir, topology()).add("start", step=8)
+    assert [line["event"] for line in read_history(other.dir)] == [*(line["event"] for line in lines), "start"]
 
 
 def test_a_word_that_is_no_setting_is_refused(tiny: Callable[..., RunConfig]) -> None:

@@ -97,13 +97,14 @@ def test_stopping_and_starting_changes_nothing(
         pass
 
     def stop(run: Run) -> None:
-        save(run)
+        begin_save(run)
+        run.saves.finish()
         raise PoweredOffError
 
     cut = straight.model_copy(update={"dir": tmp_path / "cut"})
     run = build_run(cut, topology())
-    save = Run.save
-    monkeypatch.setattr(Run, "save", stop)
+    begin_save = Run.begin_save
+    monkeypatch.setattr(Run, "begin_save", stop)
     from megatron_sep.train.loop import train as loop
 
     with pytest.raises(PoweredOffError):

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from support.engines import Files
 
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
@@ -46,17 +48,17 @@ def test_saves_and_validation_are_no_part_of_a_steps_time(
 ) -> None:
     """With saves and validations of a second each, no line has a step as long; both are logged as they are."""
     run = build(tiny(train={"steps": 8, "eval_every": 4}, checkpoint={"every": 2}))
-    save, evaluate = type(run).save, run.engine.evaluate
+    save, evaluate = run.engine.begin_save, run.engine.evaluate
 
-    def slow_save(self: object) -> object:
+    def slow_save(folder: Path) -> object:
         time.sleep(PAUSE)
-        return save(self)
+        return save(folder)
 
     def slow_evaluate(*arguments: object) -> torch.Tensor:
         time.sleep(PAUSE / 2)  # of two batches
         return evaluate(*arguments)
 
-    monkeypatch.setattr(type(run), "save", slow_save)
+    monkeypatch.setattr(run.engine, "begin_save", slow_save)
     monkeypatch.setattr(run.engine, "evaluate", slow_evaluate)
     lines = train(run)
     steps = [line for line in lines if "speed/step_seconds" in line]
@@ -73,7 +75,12 @@ def test_the_time_left_has_the_saves_and_validations_that_will_come(
 ) -> None:
     """After step 3 of 8 there are saves at 4, 6 and 8 to come; once none is left only steps are."""
     run = build(tiny(train={"steps": 8, "eval_every": 0}, checkpoint={"every": 2}))
-    monkeypatch.setattr(type(run), "save", lambda _: time.sleep(PAUSE))
+
+    def slow_save(_: Path) -> Files:
+        time.sleep(PAUSE)
+        return Files(())
+
+    monkeypatch.setattr(run.engine, "begin_save", slow_save)
     lines = {line["step"]: line for line in train(run) if "speed/seconds_left" in line}
     assert lines[3]["speed/seconds_left"] == pytest.approx(3 * PAUSE + 5 * lines[3]["speed/step_seconds"], rel=0.05)
     assert lines[8]["speed/seconds_left"] == 0

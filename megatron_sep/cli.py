@@ -313,6 +313,13 @@ def generate(
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given again")] = None,
     prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line, all in one batch")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines to write, one for each of --prompts, thousands if need be; goes on with what it has"
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="with --out: texts that are continued at once")] = 32,
     attention: Annotated[
         Path | None, typer.Option(help="YAML with another pattern than the model's own; see configs/attention/")
     ] = None,
@@ -342,6 +349,12 @@ def generate(
         from megatron_sep.generate.session import open_session, read_prompts
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+        if out is not None:
+            from megatron_sep.generate.folder import continue_file
+
+            options = {"attention": attention, "streaming": streaming, "positions": positions, "prefill": prefill}
+            typer.echo(continue_file(checkpoint, prompts, out, prompt or (), rows, sampling, options), err=True)
+            return
         texts = read_prompts(prompt or (), prompts)
         session = open_session(checkpoint, attention, streaming, positions, prefill)
     cache = session.attachment.new_cache()

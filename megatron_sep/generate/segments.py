@@ -1,5 +1,7 @@
 """The counts of bilevel positions that a cache keeps of its texts."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from megatron_sep.attention.bilevel import Bilevel, Counts
@@ -33,6 +35,16 @@ class Segments:
         if self._counts is not None:
             before, after = self._counts
             before.take(after)
+
+    def put(self, rows: Sequence[int], texts: "Segments", batch: int) -> None:
+        """In the place of the texts at ``rows`` of ``batch`` those of others, in their order."""
+        if texts._counts is None:
+            return
+        device = texts._counts[0].segment_B.device
+        if self._counts is None:
+            self._counts = Counts.start(batch, device), Counts.start(batch, device)
+        for own, other in zip(self._counts, texts._counts, strict=True):
+            own.segment_B[list(rows)], own.place_B[list(rows)] = other.segment_B, other.place_B
 
     def select(self, rows_B: Tensor) -> None:
         """Make the texts those at these indices."""

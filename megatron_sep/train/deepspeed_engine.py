@@ -23,14 +23,12 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
-    set_z3_leaf_modules,
 )
 from torch import Tensor, nn
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.model.decoder import Decoder
-from megatron_sep.model.decoder_layer import DecoderLayer
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
@@ -73,14 +71,13 @@ class DeepSpeedEngine(Engine):
         self._decays = {name: parameter.dim() > 1 for name, parameter in self._parameters.items()}
         adamw: AdamW = model.operations.adamw
         settings = _settings(model, optimizer, precision, zero_stage, micro_batch_size)
-        if zero_stage == 3:  # a layer adds the biases of its parts itself, so it is gathered as a whole
-            set_z3_leaf_modules(model, [DecoderLayer])
         self._engine = _initialise(model, self._optimizer(adamw), settings)
         self._zero = self._engine.optimizer
         for partition in self._partitions():
             self._zero.optimizer.state[partition].update(adamw.start(partition))
         if zero_stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
+        self._gather_vectors()
 
     def _optimizer(self, adamw: AdamW) -> torch.optim.Optimizer:
         """Matrices decay, biases and norms do not: the groups of megatron-core."""
@@ -103,6 +100,17 @@ class DeepSpeedEngine(Engine):
         if self._stage == 3:
             return list(self._zero.fp32_partitioned_groups_flat)
         return [partition for group in self._zero.optimizer.param_groups for partition in group["params"]]
+
+    def _gather_vectors(self) -> None:
+        """Under ZeRO 3: have biases and norms whole on every rank, for a layer uses those of its parts itself.
+
+        DeepSpeed gathers them after each step again; while it learns the order of modules it would let go of them.
+        """
+        kept = self._zero.persistent_parameters if self._stage == 3 else []
+        for vector in kept:
+            vector.is_external_param = True
+        if kept:
+            kept[0].all_gather(kept)
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
@@ -189,6 +197,7 @@ class DeepSpeedEngine(Engine):
         step = _steps_in(folder)
         for partition in self._partitions():
             self._zero.optimizer.state[partition]["step"].fill_(step)
+        self._gather_vectors()
 
     def _put(self, parameter: nn.Parameter, key: str, whole: Tensor) -> None:
         """Into this rank's part of what the optimizer holds of a weight, and into the weight itself."""

@@ -93,6 +93,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """The value that JSON says. Raises ValueError, for brackets deeper than Python takes too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets, deeper than anything here needs") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file of JSON. Raises ValueError for what is none, OSError."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def remove(path: Path) -> None:
     """Remove a file or a directory with all in it, if it is there."""
     if path.is_dir() and not path.is_symlink():

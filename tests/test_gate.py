@@ -12,7 +12,7 @@ from support.cases import FULL, ROUND, load_profile, random_cases
 from support.order import LONGEST_FIRST, TESTS
 
 ROOT = TESTS.parent
-SCRIPT = "./scripts/test.sh"
+SCRIPT, FAULTS = "./scripts/test.sh", "./scripts/faults.sh"
 
 
 def read(name: str) -> str:
@@ -27,12 +27,12 @@ def hooks() -> list[dict[str, Any]]:
 
 
 def test_everyone_runs_the_script() -> None:
-    """README's second block and both CI configurations run it and no step of their own."""
+    """README's second block and both CI configurations run it, these the faults after it, and no step of their own."""
     assert re.findall(r"```bash\n(.*?)```", read("README.md"), re.DOTALL)[1].strip() == SCRIPT
     workflow = yaml.safe_load(read(".github/workflows/gate.yml"))
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    assert [command.split()[0] for command in commands] == [SCRIPT]
-    assert read(".ci/run").strip().endswith(f'/../{SCRIPT.removeprefix("./")}"')
+    assert [command.split()[0] for command in commands] == [SCRIPT, FAULTS]
+    assert re.findall(r'^(?:exec )?"\$scripts/(\S+)"', read(".ci/run"), re.MULTILINE) == ["test.sh", "faults.sh"]
 
 
 def test_a_commit_is_checked_by_the_scripts_quick_steps() -> None:

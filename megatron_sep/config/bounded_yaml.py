@@ -14,6 +14,11 @@ MOST_VALUES = 20_000
 """With each alias counted as what it stands for."""
 
 
+MOST_DIGITS = 400
+_NUMBER = re.compile(r"[-+0-9a-fA-FxXo_.:]+")
+"""As YAML writes one; a time of many colons grows by its square."""
+
+
 class BoundsError(UserError, yaml.YAMLError):
     """YAML that is larger, deeper or more than any configuration."""
 
@@ -67,7 +72,13 @@ def _read(text: str) -> Any:
     _check_bounds(text)
     try:
         return _Loader(text).get_single_data()
-    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, a number without end
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a date that is none, a number without end
         raise BoundsError(f"holds a value that cannot be: {error}") from error
 
 
@@ -85,8 +96,11 @@ def _check_bounds(text: str) -> None:
                 sizes[anchor] = values - before + 1
         elif isinstance(event, yaml.AliasEvent):
             values += sizes.get(str(event.anchor), 0)
-        elif isinstance(event, yaml.ScalarEvent) and event.anchor is not None:
-            sizes[event.anchor] = 1
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            if len(event.value) > MOST_DIGITS and _NUMBER.fullmatch(event.value):
+                raise BoundsError(f"a number of {len(event.value):,} characters; {MOST_DIGITS} are the most")
         values += isinstance(event, yaml.NodeEvent)
         if len(opened) > MOST_DEPTH:
             raise BoundsError(f"sections lie {len(opened)} deep in each other; {MOST_DEPTH} is the most")

@@ -193,7 +193,7 @@ def _extended(path: Path, chain: tuple[Path, ...], read: dict[Path, Tree]) -> Tr
     tree = _parse(path)
     extends = tree.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
         raise ConfigError(f"{path}: extends={extends!r}: is a file, or a list of files")
     base: Tree = {}
     for name in names:

@@ -5,7 +5,6 @@ as many whole examples as fit and is filled up with end-of-document tokens. Rows
 and read in an order drawn from the seed.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from megatron_sep.config.schema import InstructionsConfig
 from megatron_sep.data.samples import DataError, InOrder, Order, Rows, Shuffled, SourceShare, Split
 from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _records(config: InstructionsConfig) -> Iterator[tuple[int, str, str]]:
 
 def _texts(config: InstructionsConfig, number: int, line: str) -> tuple[str, str]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise DataError(f"{config.path}, line {number}: is no JSON: {error}") from error
     found = []

@@ -1,6 +1,5 @@
 """Whether a shard was made with the tokenizer that reads it: with another one separators and ends would be wrong."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from megatron_sep.config.schema import ShardConfig
 from megatron_sep.data.samples import DataError
 from megatron_sep.data.shards import manifest_path
 from megatron_sep.data.tokenizer import same_tokenizer
-from megatron_sep.files import sha256
+from megatron_sep.files import read_json, sha256
 
 
 class MadeWith(NamedTuple):
@@ -54,7 +53,7 @@ def _made_with(prefix: Path) -> MadeWith | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return MadeWith(Path(found["settings"]["tokenizer"]["path"]), str(found["tokenizer"]["sha256"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is no manifest of a shard ({error!r}); remove it if it is another file") from error

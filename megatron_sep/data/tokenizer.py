@@ -11,7 +11,7 @@ from megatron_sep.config.tokenizer_files import merge_files
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.data.word_table import WordTable
 from megatron_sep.errors import UserError
-from megatron_sep.files import written_aside
+from megatron_sep.files import read_json, written_aside
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
 PIECE_CHARS = 5_000
@@ -79,7 +79,7 @@ def same_tokenizer(first: Path, second: Path) -> bool:
 
 
 def _vocabulary(path: Path) -> tuple[Any, Any]:
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     if "model" not in settings:  # a vocabulary alone
         return settings, {}
     added = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
@@ -242,7 +242,7 @@ def _open_library(path: Path) -> Any:
 def _is_vocabulary(path: Path) -> bool:
     """Whether a file maps texts to ids and has nothing else in it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and bool(found) and all(isinstance(number, int) for number in found.values())

@@ -1,6 +1,5 @@
 """Open what `generate` and the evaluations run: a checkpoint of this program, or a directory of Hugging Face."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from megatron_sep.attention.rules import LayerRules
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.convert.as_transformers import as_transformers
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sep.files import read_json
 from megatron_sep.weights.hugging_face import KNOWN_TYPES
 from megatron_sep.weights.open_source import SourceError, open_source
 from megatron_sep.weights.sealed import is_checkpoint, tokenizer_in
@@ -68,7 +68,7 @@ def _load_hugging_face(path: Path, device: torch.device, dtype: torch.dtype | No
 def _model_type(path: Path) -> Any:
     file = path / "config.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except ValueError as error:
         raise SourceError(f"{file}: cannot be read: {error}") from error
     return found.get("model_type") if isinstance(found, dict) else None

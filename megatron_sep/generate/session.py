@@ -62,6 +62,11 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     found = [*given, *(line for line in lines if line.strip())]
     if not found:
         raise SessionError("no prompt: pass --prompt TEXT or --prompts FILE")
+    for text in found:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
+            raise SessionError(f"--prompt {text[:80]!r}: is no UTF-8 from character {error.start} on") from error
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.data.shards import beside, bin_path, idx_path, manifest_path
 from megatron_sep.errors import UserError
-from megatron_sep.files import remove, sha256, write_json, written_aside
+from megatron_sep.files import read_json, remove, sha256, write_json, written_aside
 from megatron_sep.prepare.readings import Reading, expand
 
 Manifest = dict[str, Any]
@@ -121,7 +121,7 @@ def finished(output: Path, plan: Sequence[Reading], settings: Manifest) -> Manif
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        found: Manifest = json.loads(path.read_text(encoding="utf-8"))
+        found: Manifest = read_json(path)
     except ValueError as error:
         raise PrepareError(f"{path}: is no receipt: {error}; choose another output, or remove it") from error
     return found
@@ -150,7 +150,7 @@ def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
         path = folder / "settings.json"
         if not any((folder / name).exists() for name in _BEGUN):
             write_json(path, settings)
-        changed = _difference(json.loads(path.read_text()), settings)
+        changed = _difference(read_json(path), settings)
         if changed:
             raise PrepareError(
                 f"{folder}: holds work of other settings or text ({', '.join(changed)}); remove it to start anew"

@@ -1,7 +1,6 @@
 """Documents out of .txt, .jsonl (.gz, .zst) and .parquet files; what cannot be read is named and counted."""
 
 import io
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.errors import UserError
+from megatron_sep.files import parse_json
 
 Policy = Literal["fail", "skip"]
 
@@ -125,8 +125,8 @@ def _json_text(line: str, key: str) -> str:
     if line.isspace():
         raise BadRecordError("blank")
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         raise BadRecordError("broken JSON", str(error)) from error
     if not isinstance(record, dict) or key not in record:
         keys = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.config.schema import MetricsConfig
-from megatron_sep.files import written_aside
+from megatron_sep.files import parse_json, written_aside
 
 Values = Mapping[str, float]
 
@@ -165,18 +165,22 @@ class Wandb:
 
 
 def read_jsonl(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
+    """The lines of a run's metrics.jsonl; one that is none, as a kill leaves the last one, is left out."""
     return _lines(path)
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            values = parse_json(line)
+            if isinstance(values, dict) and "step" in values and all(map(_is_number, values.values())):
+                found.append(values)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _count(value: float) -> str:

@@ -3,6 +3,7 @@
 megatron-core itself can only load all layers of a stack at once.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,26 +16,35 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_sep.weights.safe_metadata import read_metadata
-from megatron_sep.weights.tensor_files import Shape
+from megatron_sep.weights.tensor_files import UNREADABLE, Shape, WeightsError
 
 _STACK = "decoder.layers."
+OPTIMIZER_STATE = "optimizer.state"
+"""Begins the name of what an optimizer keeps for a weight: its kind and the weight's name follow."""
 
 
 class CheckpointFiles:
-    """The weights of a training checkpoint, which stacks its layers: one layer is read at a time.
+    """The weights of a training checkpoint, or what its optimizer keeps for each weight, under the weight's name.
 
-    megatron-core itself can only load all layers of a stack at once.
+    The checkpoint stacks its layers; one layer is read at a time. megatron-core itself can only load all layers of a
+    stack at once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, of_optimizer: str | None = None) -> None:
+        """``of_optimizer``: "param" (the fp32 weights), "exp_avg" or "exp_avg_sq"; None: the model's weights."""
         self._reader = FileSystemReader(path)
         metadata = read_metadata(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._path = path
+        self._prefix = "" if of_optimizer is None else f"{OPTIMIZER_STATE}.{of_optimizer}."
         self._saved = {
-            key: value
+            key.removeprefix(self._prefix): value
             for key, value in metadata.state_dict_metadata.items()
-            if isinstance(value, TensorStorageMetadata) and not key.startswith("optimizer.")
+            if isinstance(value, TensorStorageMetadata)
+            and key.startswith(self._prefix)
+            and (self._prefix or not key.startswith("optimizer."))
         }
+        self._check_size()
 
     def shapes(self) -> Mapping[str, Shape]:
         found: dict[str, Shape] = {}
@@ -54,9 +64,20 @@ class CheckpointFiles:
         sizes = torch.Size([1, *saved.size[1:]]) if stacked else saved.size
         offsets = torch.Size([int(number) if stacked else 0, *[0] * (len(sizes) - 1)])
         frame = torch.empty(sizes, dtype=saved.properties.dtype, device="cpu")
-        wanted = create_read_items_for_chunk_list(key, saved, [ChunkStorageMetadata(offsets, sizes)])
-        self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
+        wanted = create_read_items_for_chunk_list(self._prefix + key, saved, [ChunkStorageMetadata(offsets, sizes)])
+        try:
+            self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
+        except UNREADABLE as error:
+            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise WeightsError(f"{self._path}: {key} is damaged, or no tensor: {why}") from error
         return frame[0] if stacked else frame
+
+    def _check_size(self) -> None:
+        """Raise WeightsError for tensors that are said to be larger than the files, before memory is taken for one."""
+        said = sum(math.prod(value.size) * value.properties.dtype.itemsize for value in self._saved.values())
+        there = sum(file.stat().st_size for file in self._path.glob("*.distcp"))
+        if said > there:
+            raise WeightsError(f"{self._path}: .metadata says {said} bytes of weights, its files have {there}")
 
 
 class _Into(DefaultLoadPlanner):

@@ -1,12 +1,12 @@
 """config.json of Hugging Face's GPTNeoX and Llama to the model section and back; torch-free."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_sep.config.schema import AttentionConfig, ModelConfig
 from megatron_sep.errors import UserError
+from megatron_sep.files import read_json
 
 Json = dict[str, Any]
 SEP = "sep_attention"
@@ -25,7 +25,7 @@ def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
     """The model and the attention pattern of DIR/config.json. Raises HuggingFaceError, naming the key."""
     file = path / "config.json"
     try:
-        values: Json = json.loads(file.read_text(encoding="utf-8"))
+        values: Json = read_json(file)
     except (OSError, ValueError) as error:
         raise HuggingFaceError(f"{file}: cannot be read: {error}") from error
     kind = values.get("model_type") if isinstance(values, dict) else None

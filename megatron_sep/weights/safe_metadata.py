@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megatron_sep.weights.tensor_files import UNREADABLE, WeightsError
 
@@ -47,7 +47,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             found = _Restricted(file).load()
-    except (*UNREADABLE, pickle.PickleError, IndexError, TypeError, MemoryError, OverflowError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"{path}: is damaged, or no checkpoint of torch: {error}") from error
     if not isinstance(found, Metadata):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not the metadata of a checkpoint")
@@ -56,9 +56,24 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def _check_names(path: Path, metadata: Metadata) -> None:
-    """Every tensor lies in a file of the checkpoint itself."""
-    storage = metadata.storage_data if isinstance(metadata.storage_data, dict) else {}
+    """Every tensor has a name, a type and whole sizes, and lies in a file of the checkpoint itself."""
+    tensors, storage = (getattr(metadata, name, None) for name in ("state_dict_metadata", "storage_data"))
+    if not isinstance(tensors, dict) or not isinstance(storage, dict):
+        raise WeightsError(f"{path}: lists no tensors, or no places of them")
+    for key, value in tensors.items():
+        if not isinstance(key, str) or (isinstance(value, TensorStorageMetadata) and not _is_whole(value)):
+            raise WeightsError(f"{path}: {str(key)[:200]!r} has no sizes and no type that a tensor has")
     for info in storage.values():
         name = getattr(info, "relative_path", None)
-        if not isinstance(name, str) or PurePosixPath(name).name != name:
+        if not isinstance(name, str) or PurePosixPath(name).name != name or "\0" in name:
             raise WeightsError(f"{path}: names the file {name!r}; tensors lie beside it")
+
+
+def _is_whole(tensor: TensorStorageMetadata) -> bool:
+    try:
+        sizes = [tensor.size, *(size for chunk in tensor.chunks for size in (chunk.offsets, chunk.sizes))]
+        kind = tensor.properties.dtype
+    except (AttributeError, TypeError):  # a file may hold anything in their place
+        return False
+    whole = all(isinstance(size, torch.Size) and all(0 <= part < 2**40 for part in size) for size in sizes)
+    return whole and isinstance(kind, torch.dtype)

@@ -12,16 +12,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megatron_sep.config.schema import ModelConfig, RunConfig
 from megatron_sep.errors import UserError
-from megatron_sep.files import flush, flush_tree, remove, sha256, versions
+from megatron_sep.files import flush, flush_tree, read_json, remove, sha256, versions
 
 Tree = dict[str, Any]
-FORMAT = 2
-"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's."""
+FORMAT = 3
+"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's. 2 had the setting
+`parallel.engine` under `train`."""
 _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
 _SEAL = "manifest.sha256"
@@ -159,7 +160,7 @@ def fault_of(path: Path) -> str | None:
         if (path / _SEAL).read_text() != sha256(path / _MANIFEST):
             return f"{path}: {_MANIFEST} and its {_SEAL} do not agree"
         expected: dict[str, Tree] = _manifest(path)["files"]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         return f"{path}: is not whole: {error}"
     except CheckpointError as error:
         return str(error)
@@ -179,21 +180,40 @@ def describe(path: Path) -> Description:
     found = _manifest(path)["description"]
     try:
         config = RunConfig.model_validate(found["config"])
-        level = LossLevel(**found["state"].pop("level", {}))
-        state = TrainState(**found["state"], level=level)
-        return Description(state, config, found["vocab_size"], found["engine"], found.get("contents"))
+        counts = {key: value for key, value in found["state"].items() if key != "level"}
+        state = TrainState(
+            **{key: _count(key, value) for key, value in counts.items()}, level=_level(found["state"].get("level", {}))
+        )
+        rows, contents = _count("vocab_size", found["vocab_size"]), found.get("contents")
+        if contents is not None and not isinstance(contents, dict):
+            raise ValueError("contents are no sums by name")
+        return Description(state, config, rows, str(found["engine"]), contents)
     except KeyError as error:
         raise CheckpointError(f"{path / _MANIFEST}: says nothing of its {error.args[0]}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is not known to this version: {error}") from error
+
+
+def _level(saved: Tree) -> LossLevel:
+    return LossLevel(
+        float(saved.get("mean", 0)), float(saved.get("variance", 0)), _count("level.steps", saved.get("steps", 0))
+    )
+
+
+def _count(key: str, value: Any) -> int:
+    """A value that counts something. Raises ValueError for any other."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{key} is {str(value)[:40]!r}, which counts nothing")
+    return value
 
 
 def _manifest(path: Path) -> Tree:
     """The manifest in today's format. Raises CheckpointError, OSError."""
     try:
-        found: Tree = json.loads((path / _MANIFEST).read_text())
+        found: Tree = read_json(path / _MANIFEST)
     except ValueError as error:
         raise CheckpointError(f"{path / _MANIFEST}: is no JSON: {error}") from error
+    _check_form(path, found)
     for number in range(found.get("format", 1), FORMAT):
         found = _UPGRADES[number](found)
     if found.get("format") != FORMAT:
@@ -204,13 +224,38 @@ def _manifest(path: Path) -> Tree:
     return found
 
 
+def _check_form(path: Path, manifest: Any) -> None:
+    """Raise CheckpointError for what is no manifest of any format, or lists a file that lies elsewhere."""
+    found = manifest if isinstance(manifest, dict) else {}
+    files, number = found.get("files"), found.get("format", 1)
+    if not isinstance(files, dict) or not isinstance(found.get("description"), dict):
+        raise CheckpointError(f"{path / _MANIFEST}: is no manifest: it lacks `files` or `description`")
+    if type(number) is not int or number < 1:
+        raise CheckpointError(f"{path / _MANIFEST}: has format {str(number)[:40]!r}, which is no number of one")
+    for name, record in files.items():
+        if PurePosixPath(name).name != name or "\0" in name:
+            raise CheckpointError(f"{path / _MANIFEST}: lists {name[:200]!r}; the files of a checkpoint lie beside it")
+        if not isinstance(record, dict) or not {"bytes", "sha256"} <= record.keys():
+            raise CheckpointError(f"{path / _MANIFEST}: has no size and sum of {name}")
+
+
 def _name_engine(manifest: Tree) -> Tree:
     weights_alone = any(name.startswith("weights-") for name in manifest["files"])
     engine = "weights" if weights_alone else "megatron"
     return {**manifest, "format": 2, "description": {**manifest["description"], "engine": engine}}
 
 
-_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine}
+def _move_engine(manifest: Tree) -> Tree:
+    description = manifest["description"]
+    if "config" not in description:
+        return {**manifest, "format": 3}
+    config, train = description["config"], dict(description["config"].get("train", {}))
+    moved = {"engine": train.pop("engine")} if "engine" in train else {}
+    config = {**config, "train": train, "parallel": {**config.get("parallel", {}), **moved}}
+    return {**manifest, "format": 3, "description": {**description, "config": config}}
+
+
+_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine, 2: _move_engine}
 """From a format to the next one."""
 
 

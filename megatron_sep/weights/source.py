@@ -25,6 +25,8 @@ class Source:
         self.place, self.config, self._files, self._ours = place, config, files, named_as_ours
         assert config.vocab_size is not None
         self.vocab_size = config.vocab_size
+        if config.num_layers > len(files.shapes()):  # a number that somebody wrote, before anything is made of it
+            raise WeightsError(f"{place}: says {config.num_layers} layers, and holds {len(files.shapes())} tensors")
         self.groups = [tuple(self._respelled(link) for link in group) for group in groups(config)]
         self._links = {link.ours: link for group in self.groups for link in group}
         self._check()

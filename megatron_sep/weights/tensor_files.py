@@ -1,7 +1,8 @@
 """What every reader of weights on disk offers: names and shapes without loading anything, one tensor at a time."""
 
+import struct
 from collections.abc import Mapping
-from pickle import UnpicklingError
+from pickle import PickleError
 from typing import Protocol
 
 from torch import Tensor
@@ -9,7 +10,10 @@ from torch import Tensor
 from megatron_sep.errors import UserError
 
 Shape = tuple[int, ...]
-UNREADABLE = (UnpicklingError, RuntimeError, ValueError, OSError, EOFError, AttributeError, KeyError, ImportError)
+UNREADABLE = (
+    *(PickleError, struct.error, EOFError, OSError, MemoryError, ImportError),
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError),
+)
 """What libraries raise for a file that is damaged."""
 
 

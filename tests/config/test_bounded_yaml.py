@@ -21,7 +21,7 @@ HOSTILE = {
     "lists in lists": ("a: " + "[" * 5000, f"sections lie {MOST_DEPTH + 1} deep"),
     "indented sections": ("".join(f"{' ' * i}a:\n" for i in range(300)), f"sections lie {MOST_DEPTH + 1} deep"),
     "a megabyte": ("a: " + "x" * MOST_BYTES, "a configuration has 1,048,576 at most"),
-    "a number without end": ("a: " + "9" * 10_000, "holds a value that cannot be"),
+    "a number without end": ("a: " + "9" * 10_000, "a number of 10,000 characters"),
     "a day that is none": ("a: 2020-99-99", "holds a value that cannot be"),
     "an object": ("a: !!python/object/apply:os.system ['touch canary']", "could not determine a constructor"),
     "a key that stands twice": ("a: 1\na: 2", "key stands twice: a"),

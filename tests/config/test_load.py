@@ -125,6 +125,11 @@ def test_all_mistakes_come_at_once_with_the_nearest_key(tmp_path: Path) -> None:
         ({"optimizer": {"lr": 1e-5, "min_lr": 1e-4}}, "min_lr=0.0001 is above lr"),
         ({"data": {"path": "x", "split": [0.5, 0.2, 0.2]}}, "adds up to 0.9"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel=true needs tensor > 1"),
+        (
+            {"parallel": {"tensor": 2, "sequence_parallel": True}, "train": {"loss_chunk": 64}},
+            "train.loss_chunk=64 would gather the sequence anew for each chunk",
+        ),
+        ({"train": {"operations": {"sep_attention": "flex"}}}, "sep_attention=flex: set attention.backend to it"),
         ({"parallel": {"tensor": 5}}, "does not divide by parallel.tensor=5"),
         ({"parallel": {"pipeline": 2, "virtual_pipeline": 4}}, "pipeline x parallel.virtual_pipeline=8"),
         ({"parallel": {"virtual_pipeline": 2}}, "virtual_pipeline=2 needs pipeline > 1"),
@@ -185,6 +190,11 @@ def test_a_mistake_of_separators_is_one_line(separators: object, message: str, t
         ("extends: [a.yaml, {b: c}]", "is a file, or a list of files"),
         ("dir: &itself [*itself]", "is no configuration: Circular reference"),
         ("2026-01-01: 5", "is no configuration: keys must be str"),
+        ("a: !!int b", "holds a value that cannot be"),
+        ("a: !!map b", "is no valid YAML"),
+        (f"a: 1{':1' * 300_000}", "a number of 600,001 characters; 400 are the most"),
+        ("extends: /dev/zero", "a configuration has 1,048,576 at most"),
+        ('extends: "a\\0b"', "is a file, or a list of files"),
     ],
 )
 def test_broken_files_are_refused_and_run_no_code(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,6 +190,21 @@ def test_chunks_are_single_steps(text: Texts, policy: list[LayerPolicy], documen
     assert chunked.retention().live == stepped.retention().live
     for row in range(2):
         assert kept(chunked, row) == kept(stepped, row)
+
+
+@cases
+@given(texts(), policies(), st.sampled_from([None, END]))
+def test_the_counter_is_the_slots_that_were_attended_to(
+    text: Texts, policy: list[LayerPolicy], document_end: int | None
+) -> None:
+    """Equal scores over values that are each a direction of their own: what was attended to can be read off."""
+    rows, length = text.ids_BT.shape
+    q, k = (torch.zeros(rows, heads, length, length, dtype=torch.float64) for heads in (HEADS, KEY_HEADS))
+    cache = new_cache(policy, 1, document_end)
+    out, _ = replace(text, tensors_L=[(q, k, torch.eye(length, dtype=torch.float64).expand_as(k))] * 2).run(cache)
+    attended_BT = (out != 0).sum(-1).double().mean((0, 2))
+    assert cache.retention().seen == pytest.approx(float(attended_BT[text.real_BT].sum()), abs=1e-9)
+    assert cache.retention().queries == int(text.real_BT.sum())
 
 
 @random_cases(300)

@@ -1,0 +1,1 @@
+"""Faults injected into runs, and what became of them: `python -m faults` from tests/, or scripts/faults.sh."""

@@ -1,0 +1,1 @@
+"""Foreign files, mutated: every reader ends in a right result or in one message."""

@@ -5,13 +5,16 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.errors import SepError, of_the_system
+
+if TYPE_CHECKING:
+    from megatron_sep.config import RunConfig
 
 HELP = """
 Train language models whose attention keeps few tokens (SepLLM), from nothing or from a published checkpoint, and run
@@ -76,17 +79,21 @@ ShardPrefix = Annotated[Path, typer.Argument(help="path of the set without .idx 
 
 @app.command()
 def train(
-    config: RunPath,
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(help="go on though this setting, or section, is not as it was; may be given again"),
     ] = None,
+    from_neox: Annotated[
+        Path | None,
+        typer.Option(help="go on from GPT-NeoX's run directory, with the YAML in its checkpoint; needs dir=..."),
+    ] = None,
 ) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
-    from megatron_sep.config import load_config
-
-    run_config = load_config(config, overrides or ())
+    run_config = _run_config(config, overrides or [], from_neox)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
     from megatron_sep.train.signals import heard_signals
@@ -100,13 +107,32 @@ def train(
             train_loop(build_run(run_config, topology, allow_change or (), signals))
 
 
+def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":
+    """Of a YAML file, or of what GPT-NeoX left of a run."""
+    from megatron_sep.config import ConfigError, load_config
+    from megatron_sep.config.neox_run import neox_run
+
+    if from_neox is not None:
+        return neox_run(from_neox, [*([] if config is None else [str(config)]), *overrides])
+    if config is None:
+        raise ConfigError("train: name the YAML of a run, or --from-neox with GPT-NeoX's run directory")
+    return load_config(config, overrides)
+
+
 @app.command()
-def show(config: RunPath, overrides: Overrides = None) -> None:
+def show(
+    config: RunPath,
+    overrides: Overrides = None,
+    as_neox: Annotated[bool, typer.Option("--as-neox", help="print the keys of GPT-NeoX and SepLLM instead")] = False,
+) -> None:
     """Print the resolved configuration, the parameter count and the pattern of each layer, and what is missing."""
     from megatron_sep.config import sketch_config
-    from megatron_sep.config.load import neox_notes
+    from megatron_sep.config.load import neox_notes, neox_yaml
     from megatron_sep.report.describe import describe
 
+    if as_neox:
+        typer.echo(neox_yaml(sketch_config(config, overrides or ())))
+        return
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")

@@ -6,7 +6,7 @@ Ids mean nothing to another tokenizer: whoever takes a list compares the texts f
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_sep.config.schema import ListName
+from megatron_sep.config.separators import ListName
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from megatron_sep.attention.separator_lists import LISTS
-from megatron_sep.config.schema import AttentionConfig, ListName, SeparatorsConfig
+from megatron_sep.config.schema import AttentionConfig
+from megatron_sep.config.separators import ListName, SeparatorsConfig
 from megatron_sep.errors import UserError
 
 PAPER_SEPARATORS = (".", ",", "?", "!", ";", ":", " ", "\t", "\n")

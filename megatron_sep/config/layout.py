@@ -22,7 +22,13 @@ def split_mistakes(model: "ModelConfig", parallel: "ParallelConfig") -> list[str
         ("num_layers", model.num_layers, stages),
         ("sequence_length", model.sequence_length, chunks | (tensor if parallel.sequence_parallel else {})),
     ]
-    return [
+    kind = model.position.kind
+    unshared = (
+        []
+        if parallel.context == 1 or kind == "rotary"
+        else [f"model.position.kind={kind}: is not computed with sequences shared among ranks; set parallel.context=1"]
+    )
+    return unshared + [
         f"model.{name}={size} does not divide by {' x '.join(by)}={prod(by.values())}"
         for name, size, by in checks
         if size % prod(by.values())

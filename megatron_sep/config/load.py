@@ -6,7 +6,7 @@ Files of GPT-NeoX, Pythia and the official SepLLM are read as well; see ``config
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -17,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 from megatron_sep.config.bounded_yaml import MOST_BYTES, BoundsError, check_size, read_yaml
 from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, translate
 from megatron_sep.config.neox_rules import NeoxError
+from megatron_sep.config.neox_write import as_neox
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.errors import UserError
 
 Tree = dict[str, Any]
+Edit = Callable[[Tree], Tree]
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -42,12 +44,13 @@ class Sketch:
     """By path, the key of GPT-NeoX that says it as well; empty where none of its files is there."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), edit: Edit = lambda tree: tree) -> RunConfig:
     """The configuration of a run. Among the overrides may be more files: each goes on top of those before it.
 
-    GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project.
+    GPT-NeoX's files are merged with each other first, as GPT-NeoX does, and lie below files of this project; ``edit``
+    changes the keys of each of them.
     """
-    tree, needed, mistakes = _put_together(path, overrides, pattern_too=False)
+    tree, needed, mistakes = _put_together(path, overrides, pattern_too=False, edit=edit)
     mistakes += [
         f"{place}: is needed, and {key} is left out; GPT-NeoX has no default for it"
         for place, key in needed.items()
@@ -86,10 +89,13 @@ def neox_notes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     return list(notes(_joined(neox)))
 
 
-def _put_together(path: Path, overrides: Sequence[str], pattern_too: bool) -> tuple[Tree, Mapping[str, str], list[str]]:
+def _put_together(
+    path: Path, overrides: Sequence[str], pattern_too: bool, edit: Edit = lambda tree: tree
+) -> tuple[Tree, Mapping[str, str], list[str]]:
     """All files and settings as one tree, what training needs of GPT-NeoX's, and the settings that cannot be."""
     paths, settings = _files(path, overrides)
-    neox, ours = _read_all(paths)
+    found, ours = _read_all(paths)
+    neox = {name: edit(tree) for name, tree in found.items()}
     tree = _translated(neox) if neox else {}
     for more in ours:
         tree = merge(tree, more)
@@ -174,6 +180,13 @@ def to_yaml(config: BaseModel, without: Iterable[str] = ()) -> str:
         section, _, leaf = path.partition(".")
         del tree[section][leaf]
     return yaml.safe_dump({key: value for key, value in tree.items() if value != {}}, sort_keys=False)
+
+
+def neox_yaml(sketch: Sketch) -> str:
+    """The configuration as a file of GPT-NeoX's and SepLLM's keys. Raises NeoxError for what has none."""
+    keys, unsaid = as_neox(sketch.config, sketch.missing)
+    notes = [f"# has no key there: {line}\n" for line in unsaid]
+    return "".join([*notes, yaml.safe_dump(keys, sort_keys=False)]).rstrip()
 
 
 def read_tree(path: Path) -> Tree:

@@ -105,9 +105,10 @@ def fate(key: str, value: Any) -> str:
     rule = rule_of(spell(key))
     if isinstance(rule, To):
         return f"becomes {rule.path}"
-    if isinstance(rule, Part):
+    taken = isinstance(rule, Only) and value in rule.values
+    if isinstance(rule, Part) or (isinstance(rule, Only) and rule.of and taken):
         return f"goes into {rule.of}"
-    if rule is None or (isinstance(rule, Only) and value in rule.values):
+    if rule is None or taken:
         return "is as here" if rule else "is not known"
     return f"{type(rule).__name__.lower()}: {rule.reason}"
 

@@ -6,6 +6,7 @@ from megatron_sep.config.neox_rules import NeoxError, Tree
 
 _MLP_KINDS = {
     ("regular", "gelu"): "gelu",
+    ("regular", "relu"): "relu",
     ("regular", "swiglu"): "swiglu",
     ("llama", "silu"): "swiglu",
     ("llama", "swish"): "swiglu",
@@ -22,8 +23,8 @@ def mlp(values: Tree) -> Tree:
     kind, activation = values.get("mlp_type", "regular"), values.get("activation", "gelu")
     if (kind, activation) not in _MLP_KINDS:
         raise NeoxError(
-            f"activation={activation!r} with mlp_type={kind!r}: an MLP is gelu or swiglu, which older files "
-            "write as silu with mlp_type='llama'"
+            f"activation={activation!r} with mlp_type={kind!r}: an MLP is gelu, relu or swiglu, which older "
+            "files write as silu with mlp_type='llama'"
         )
     ours = {"model.activation": _MLP_KINDS[kind, activation]}
     if "hidden_size" not in values:
@@ -66,7 +67,7 @@ def norms(values: Tree) -> Tree:
 
 
 def biases(values: Tree) -> Tree:
-    """Whether linear layers have one: all, or none."""
+    """Whether the linear layers of the attention have one, and those of the MLP."""
     found = {key: values[key] for key in ("use_bias_in_attn_linear", "use_bias_in_mlp") if key in values}
     if "use_bias_in_attn_linear" in found and _follows(values):
         found["use_bias_in_mlp"] = found["use_bias_in_attn_linear"]
@@ -74,10 +75,10 @@ def biases(values: Tree) -> Tree:
         found["use_bias_in_mlp"] = False
     elif "use_bias_in_attn_linear" in found:
         found.setdefault("use_bias_in_mlp", True)
-    if len(set(found.values())) > 1:
-        said = " and ".join(f"{key}={value}" for key, value in found.items())
-        raise NeoxError(f"{said} differ: linear layers all have a bias, or none")
-    return {"model.biases": next(iter(found.values()))} if found else {}
+    ours = {"use_bias_in_attn_linear": "model.biases", "use_bias_in_mlp": "model.mlp_biases"}
+    if len(set(found.values())) == 1:  # one word for both
+        return {"model.biases": next(iter(found.values()))}
+    return {ours[key]: value for key, value in found.items()}
 
 
 def _follows(values: Tree) -> bool:

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_sep.config import neox_attention, neox_model
+from megatron_sep.config import neox_attention, neox_model, neox_position
 from megatron_sep.config.neox_rules import NeoxError, Tree, describes_a_model
 from megatron_sep.config.tokenizer_files import merge_files
 
+_MARGIN = 1.005
+"""GPT-NeoX asks each of `train_data_paths` for so many times its samples."""
 _TOKENIZERS = ("GPT2BPETokenizer", "HFTokenizer", "HFGPT2Tokenizer", "SPMTokenizer")
 
 
@@ -106,8 +108,14 @@ def _data(values: Tree) -> Tree:
         paths = [paths] if isinstance(paths, str) else paths
         if len(paths) != 1:
             raise NeoxError(f"train_data_paths names {len(paths)} sets: write them as data.blend, each with its weight")
-        return found | {"data.path": paths[0], "data.split": [1.0, 0.0, 0.0], "train.eval_every": 0}
+        whole = {"data.split": [1.0, 0.0, 0.0], "train.eval_every": 0, "data.epoch_margin": _MARGIN}
+        return found | {"data.path": paths[0], **whole}
     return found | ({"train.eval_every": values["eval_interval"]} if "eval_interval" in values else {})
+
+
+def _seed(values: Tree) -> Tree:
+    """One seed for the weights and for the order of the data."""
+    return {"train.seed": values["seed"], "data.seed": values["seed"]} if "seed" in values else {}
 
 
 def _check_rest(values: Tree) -> None:
@@ -122,6 +130,8 @@ def _check_rest(values: Tree) -> None:
 
 COMPOSERS = (
     neox_attention.attention,
+    neox_position.position,
+    neox_position.softmax,
     neox_model.mlp,
     neox_model.norms,
     neox_model.biases,
@@ -130,7 +140,8 @@ COMPOSERS = (
     _optimizer,
     _tokenizer,
     _data,
+    _seed,
     _rest,
 )
-REMARKS = (neox_attention.remarks, neox_model.remarks)
+REMARKS = (neox_attention.remarks, neox_position.remarks, neox_model.remarks)
 """What a user may want to know of a configuration that was taken over."""

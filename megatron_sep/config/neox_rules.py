@@ -52,6 +52,8 @@ class Only:
     reason: str
     default: Any = None
     error: type[NeoxError] = NeoxError
+    of: str = ""
+    """What it goes into, where one of these values is not the only one."""
 
 
 @dataclass(frozen=True)

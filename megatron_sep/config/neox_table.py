@@ -42,8 +42,6 @@ _TEXT = "`generate` takes it as an option, and needs none of it to train"
 _WITHOUT = "no number depends on it here"
 _RATIO = "the visible share is always logged, as attention/visible"
 _GENERATION = "the window of generation is that of training"
-_BIPE = "bilevel positions are not part of this program"
-_SOFTMAX = "Self-Adjust softmax is not part of this program"
 _SHARE = "with train_data_paths all of the data is trained on; set data.split and train.eval_every to validate"
 
 GPT_NEOX: dict[str, Rule] = {
@@ -64,7 +62,7 @@ GPT_NEOX: dict[str, Rule] = {
     "seq_length": To("model.sequence_length", default=NEEDED),
     "sliding_window_width": Part("attention"),
     "attention_type": Ignored("num_kv_heads says it"),
-    "max_position_embeddings": Ignored("rotary positions have no largest one"),
+    "max_position_embeddings": Part("position"),
     "norm": To("model.norm", choose("norm", _NORMS), default="layernorm"),
     "layernorm_epsilon": Part("norm_eps", default=1e-5),
     "rms_norm_epsilon": Part("norm_eps", default=1e-8),
@@ -74,7 +72,10 @@ GPT_NEOX: dict[str, Rule] = {
     "use_bias_in_attn_linear": Part("biases", default=True),
     "use_bias_in_mlp": Part("biases"),
     "pos_emb": Only(
-        ("rotary",), "positions are rotary, and weights trained with others cannot be converted", default="learned"
+        ("rotary", "alibi"),
+        "positions are rotary or ALiBi, and weights trained with others cannot be converted",
+        default="learned",
+        of="position",
     ),
     "rotary_pct": To("model.rotary_fraction", default=1.0),
     "rotary_emb_base": To("model.rotary_base", default=10_000),
@@ -195,7 +196,7 @@ GPT_NEOX: dict[str, Rule] = {
     "data_efficiency": Refused("sequences have one length from the first step"),
     "train_impl": Only(("normal",), "the loss is that of the next token"),
     "z_loss": Only((0, 0.0), "the loss is that of the next token"),
-    "seed": To("train.seed", default=1234),
+    "seed": Part("seed", default=1234),
     "eval_interval": Part("data", default=1000),
     "eval_iters": To("train.eval_batches", default=100),
     "do_train": Only((True,), "`train` trains"),
@@ -328,7 +329,7 @@ PREFIXES: dict[str, Rule] = {
     "gradient_noise_scale_": Ignored(_LOGS),
     "mup_": Ignored("use_mup is off"),
     "mamba_": Ignored("the model has no such layers"),
-    "rpe_": Ignored("positions are rotary"),
+    "rpe_": Ignored("pos_emb says the positions"),
 }
 """What becomes of GPT-NeoX's keys that begin like this and are not in its table."""
 
@@ -354,12 +355,12 @@ SEPLLM: dict[str, Rule] = {
     "exclude_diagonal": Only((True,), "the window counts the query itself"),
     "print_kv_ratio": Ignored(_RATIO),
     "print_ratio_intervals": Ignored(_RATIO),
-    "use_bipe": Only((False,), _BIPE),
-    "bipe_seps": Ignored("use_bipe is off"),
-    "use_sa_softmax": Only((False,), _SOFTMAX),
-    "use_sa_softmax_no_deno": Only((False,), _SOFTMAX),
-    "sa_numerator_bias": Ignored("use_sa_softmax is off"),
-    "sa_denominator_bias": Ignored("use_sa_softmax is off"),
+    "use_bipe": Part("position"),
+    "bipe_seps": Part("position"),
+    "use_sa_softmax": Part("softmax"),
+    "use_sa_softmax_no_deno": Part("softmax"),
+    "sa_numerator_bias": Part("softmax"),
+    "sa_denominator_bias": Part("softmax"),
 }
 """What the keys of SepLLM's official code become; the defaults are those of its arguments."""
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_sep.config.schema import PositiveInt, Section, Seed, TokenizerConfig
+from megatron_sep.config.schema import TokenizerConfig
+from megatron_sep.config.section import PositiveInt, Section, Seed
 
 
 class TextSourceConfig(Section):

@@ -1,49 +1,17 @@
 """Every setting of a run: frozen sections, unknown keys forbidden, bounds beside each field."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES
 from megatron_sep.config.layout import engine_mistakes, split_mistakes
+from megatron_sep.config.position import PositionConfig, RotaryScalingConfig, SelfAdjustingConfig
+from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, PositiveInt, Section, Seed
+from megatron_sep.config.separators import Separators
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Recompute = bool | Literal["selective"]
-
-
-class Section(BaseModel):
-    """Part of a configuration; a value that does not fit is pydantic's ValidationError, told by ``config.load``."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
-
-
-class RotaryScalingConfig(Section):
-    """Rotations slowed down for longer texts, as Llama 3.1 does."""
-
-    factor: Annotated[float, Field(ge=1)] = 8.0
-    """Slow rotations become so many times slower."""
-    low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Rotations of fewer turns than this in `original_length` tokens are slow."""
-    high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
-    """Rotations of more turns than this stay as they are; between the two they are interpolated."""
-    original_length: PositiveInt = 8192
-    """Tokens of a sequence before the text grew longer."""
-
-    @model_validator(mode="after")
-    def _bands_are_apart(self) -> Self:
-        if self.low_frequency_factor >= self.high_frequency_factor:
-            raise ValueError(
-                f"low_frequency_factor={self.low_frequency_factor} must be below "
-                f"high_frequency_factor={self.high_frequency_factor}"
-            )
-        return self
 
 
 class ModelConfig(Section):
@@ -54,12 +22,17 @@ class ModelConfig(Section):
     num_attention_heads: PositiveInt = 12
     num_key_value_heads: PositiveInt | None = None
     """Heads of keys and values, each shared by a group of query heads; null: as many as of queries."""
+    head_dim: PositiveInt | None = None
+    """Values of a query, key or value of one head; null: hidden_size / num_attention_heads."""
     ffn_hidden_size: PositiveInt | None = None
     """Width of the MLP; null: 4 x hidden_size."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    """gelu_tanh is the approximation that GPT-NeoX's fused GELU computes."""
     biases: bool = True
     """Whether linear layers have one."""
+    mlp_biases: bool | None = None
+    """Whether those of the MLP have one; null: as `biases` says."""
     vocab_size: PositiveInt | None = None
     """Rows of the embedding; null: the tokenizer's size, rounded up to a multiple of vocab_multiple."""
     vocab_multiple: PositiveInt = 128
@@ -68,10 +41,13 @@ class ModelConfig(Section):
     """Tokens of a training sequence."""
     parallel_residual: bool = True
     """True: x + attention(ln1(x)) + mlp(ln2(x)), as Pythia. False: the MLP follows the attention."""
+    position: PositionConfig = PositionConfig()
     rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of each head that rotates."""
     rotary_base: PositiveInt = 10000
     rotary_scaling: RotaryScalingConfig | None = None
+    self_adjusting_softmax: SelfAdjustingConfig | None = None
+    """null: a softmax as it is."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     tie_embeddings: bool = False
     hidden_dropout: Fraction = 0.0
@@ -85,7 +61,17 @@ class ModelConfig(Section):
     @property
     def head_size(self) -> int:
         """Values of a query, key or value of one head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def heads_size(self) -> int:
+        """Values of the queries of all heads of a token."""
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def mlp_has_biases(self) -> bool:
+        """Whether it is set or as `biases` says."""
+        return self.biases if self.mlp_biases is None else self.mlp_biases
 
     @property
     def key_value_heads(self) -> int:
@@ -97,6 +83,15 @@ class ModelConfig(Section):
         """Values between the two matrices of an MLP, whether they are set or 4 x hidden_size."""
         return self.ffn_hidden_size or 4 * self.hidden_size
 
+    def spelled_out(self) -> dict[str, int | bool]:
+        """The settings that may be left to others, with the values that they have then."""
+        return {
+            "num_key_value_heads": self.key_value_heads,
+            "head_dim": self.head_size,
+            "ffn_hidden_size": self.mlp_size,
+            "mlp_biases": self.mlp_has_biases,
+        }
+
     @property
     def gated_mlp(self) -> bool:
         """Whether a gate multiplies the MLP's values, as SwiGLU's does: what tells a Llama from a GPTNeoX."""
@@ -104,7 +99,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} does not divide by num_attention_heads={self.num_attention_heads}"
             )
@@ -135,38 +130,6 @@ class AnnealingConfig(Section):
         while found[-1] // 2 > final:
             found.append(found[-1] // 2)
         return tuple(found)
-
-
-ListName = Literal["llama-3-training-free", "llama-3-streaming", "gpt-neox-streaming"]
-"""Lists of token ids of the authors' code, each for one tokenizer."""
-
-
-def _kind_of_texts(value: Any) -> str:
-    return "<name>" if isinstance(value, str) else "<texts>"
-
-
-def _kind_of_separators(value: Any) -> str:
-    return "<mapping>" if isinstance(value, dict | SeparatorsConfig) else _kind_of_texts(value)
-
-
-# The kinds are told apart by their type, so that a mistake is one of a single kind.
-Texts = Annotated[tuple[str, ...], Tag("<texts>")]
-DefaultOrTexts = Annotated[Annotated[Literal["default"], Tag("<name>")] | Texts, Discriminator(_kind_of_texts)]
-
-
-class SeparatorsConfig(Section):
-    """Texts, and what the tokenizer merged them into."""
-
-    texts: DefaultOrTexts
-    """As `separators` has them on their own."""
-    merged: bool = False
-    """Also tokens of separators, quotes and brackets alone that hold one of the texts: ` .`, `,"`, newline runs."""
-
-
-Separators = Annotated[
-    Annotated[Literal["default", ListName], Tag("<name>")] | Texts | Annotated[SeparatorsConfig, Tag("<mapping>")],
-    Discriminator(_kind_of_separators),
-]
 
 
 class AttentionConfig(Section):
@@ -261,6 +224,9 @@ class DataConfig(Section):
     """What a sample is. samples: sequence_length + 1 tokens of the documents joined in their order. sequences: each
     sequence of the shard is one sample (Pythia's pre-shuffled set: 2049 tokens; use `shuffle: false`). neox: as
     GPT-NeoX, with the documents and then the samples shuffled by numpy from the seed."""
+    epoch_margin: Annotated[float, Field(ge=1)] = 1.0
+    """`order: neox` shuffles the epochs that hold so many times the samples of the run; GPT-NeoX's `train_data_paths`
+    asks for 1.005."""
     shuffle: bool = True
     """False: samples in the order of the shard."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1234
@@ -361,7 +327,7 @@ class TrainConfig(Section):
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
     """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
-    operations: dict[str, str] = {}
+    operations: dict[str, str] = Field(default_factory=dict)
     """Implementations by operation, as in {layernorm: apex}, instead of those that fit best; named in
     kernels/registry.py."""
     loss_chunk: PositiveInt | None = None
@@ -448,6 +414,8 @@ class CheckpointConfig(Section):
     init_from: Path | None = None
     """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
     Llama. null: weights drawn from train.seed."""
+    init_optimizer: bool = False
+    """Take the optimizer over with the weights: ZeRO-1's of a GPT-NeoX checkpoint that `init_from` names."""
     init_step: NonNegativeInt = 0
     """Step that a run with `init_from` starts at: schedule and data go on from there. 0: both begin anew."""
 
@@ -455,6 +423,8 @@ class CheckpointConfig(Section):
     def _step_needs_weights(self) -> Self:
         if self.init_step and self.init_from is None:
             raise ValueError(f"init_step={self.init_step} needs init_from, the weights of that step")
+        if self.init_optimizer and self.init_from is None:
+            raise ValueError("init_optimizer=true needs init_from, the checkpoint that it lies in")
         return self
 
 

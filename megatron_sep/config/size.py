@@ -32,20 +32,20 @@ class ModelSize:
     def layer_matrices(self) -> int:
         """Matrix entries of one layer: query, key, value, projection and the two of the MLP (three with SwiGLU)."""
         h, ffn = self.config.hidden_size, self.config.mlp_size
-        return h * self._qkv_rows + h * h + h * self._fc1_rows + h * ffn
+        return h * self._qkv_rows + h * self.config.heads_size + h * self._fc1_rows + h * ffn
 
     @property
     def parameters(self) -> int:
         """Of the whole model, padding of the vocabulary included."""
         h = self.config.hidden_size
-        biases = (self._qkv_rows + h + self._fc1_rows + h) * self.config.biases
+        biases = (self._qkv_rows + h) * self.config.biases + (self._fc1_rows + h) * self.config.mlp_has_biases
         norm = h * (2 if self.config.norm == "layernorm" else 1)
         layers = self.config.num_layers * (self.layer_matrices + biases + 2 * norm)
         return layers + norm + self.embedding_parameters
 
     @property
     def _qkv_rows(self) -> int:
-        return self.config.hidden_size + 2 * self.config.key_value_heads * self.config.head_size
+        return self.config.heads_size + 2 * self.config.key_value_heads * self.config.head_size
 
     @property
     def _fc1_rows(self) -> int:
@@ -53,13 +53,14 @@ class ModelSize:
 
     @property
     def embedding_parameters(self) -> int:
-        """Input and output embedding."""
-        return self.vocab_size * self.config.hidden_size * (1 if self.config.tie_embeddings else 2)
+        """Input and output embedding, and the learned places of bilevel positions."""
+        places = self.config.position.length if self.config.position.bilevel else 0
+        return (self.vocab_size * (1 if self.config.tie_embeddings else 2) + places) * self.config.hidden_size
 
     def training_flops(self, tokens: float, visible_pairs: float) -> float:
         """Operations of a training step of ``tokens``, with ``visible_pairs`` (query, key) pairs summed over layers.
 
-        The output layer counts; attention counts 4 x hidden_size operations for each pair that is really visible.
+        The output layer counts; attention counts 4 x the size of all heads for each pair that is really visible.
         """
         matrices = self.config.num_layers * self.layer_matrices + self.vocab_size * self.config.hidden_size
-        return 3 * (2 * matrices * tokens + 4 * self.config.hidden_size * visible_pairs)
+        return 3 * (2 * matrices * tokens + 4 * self.config.heads_size * visible_pairs)

@@ -18,6 +18,8 @@ from .sep_pattern import AttentionPattern, document_numbers
 class SepAttention:
     """Gives each layer the mask of its pattern. The model holds no text: what a text needs goes with its cache."""
 
+    _auto_class = "AutoModelForCausalLM"  # so that every transformers 5 saves this file along with the weights
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         sep = config.sep_attention

@@ -1,5 +1,7 @@
 """From the ``data`` section of a run to its samples."""
 
+import math
+
 from megatron_sep.config.schema import DataConfig
 from megatron_sep.data.blend import Blend
 from megatron_sep.data.instructions import instructions_of
@@ -74,7 +76,8 @@ def _open_one(
     epochs = 1
     if data.order == "neox" and split == "train":
         sequences = range(int(shard.documents[documents.start]), int(shard.documents[documents.stop]))
-        stream, order = neox_order(shard, sequences, sequence_length, num_samples, data.seed, data.cache)
+        wanted = math.ceil(num_samples * data.epoch_margin)
+        stream, order = neox_order(shard, sequences, sequence_length, wanted, data.seed, data.cache)
         epochs = stream.epochs
     name = shard.index_path.stem
     return Windows(name, stream, order, length=length, stride=stride, vocab_size=vocab_size, epochs=epochs)

@@ -22,4 +22,5 @@ def resolve(tokenizer: TokenizerConfig, model: ModelConfig, attention: Attention
     """Open the tokenizer and look up what depends on it. Raises TokenizerError, ModelError, SeparatorError."""
     opened = load_tokenizer(tokenizer.path, tokenizer.eod)
     vocab_size = padded_vocab_size(model, opened.vocab_size)
-    return Resolved(opened, vocab_size, LayerRules.of(attention, model.num_layers, opened))
+    rules = LayerRules.of(attention, model.num_layers, opened).counting(model.position, opened)
+    return Resolved(opened, vocab_size, rules)

@@ -6,8 +6,8 @@ import sys
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from megatron_sep.generate.falcon import is_falcon
 from megatron_sep.generate.interface import AttachError
+from megatron_sep.generate.own_attention import has_own_attention
 from megatron_sep.generate.rotary import Rotary
 
 _ROTATE_HALF = ("gpt_neox", "llama", "falcon")
@@ -62,7 +62,7 @@ def check_architecture(decoder: PreTrainedModel) -> None:
         decoder._supports_attention_backend
     )
     name = f"{type(decoder).__name__} ({config.model_type})"
-    if config.is_encoder_decoder or not (known or is_falcon(decoder)):
+    if config.is_encoder_decoder or not (known or has_own_attention(decoder)):
         raise AttachError(
             f"{name}: its attention does not go through transformers' attention interface; known are "
             f"{', '.join(_ROTATE_HALF)} and decoders with _supports_attention_backend"
@@ -72,8 +72,6 @@ def check_architecture(decoder: PreTrainedModel) -> None:
             f"{name}: its tokens see later ones too, and a cache is for decoders; load it as a decoder "
             "(is_decoder=True in its configuration) if it was trained as one"
         )
-    if getattr(config, "alibi", False):
-        raise AttachError(f"{name}: alibi=True is not supported; only rotary or learned positions are")
     if any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules()):
         raise AttachError(
             f"{name}: leaves padding out of its positions by its id, which the cache does not; take another model"

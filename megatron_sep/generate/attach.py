@@ -24,11 +24,12 @@ from megatron_sep.generate.architecture import (
     widths_of,
 )
 from megatron_sep.generate.cache import SepCache
-from megatron_sep.generate.falcon import replace_attention
 from megatron_sep.generate.interface import NAME, RUNNING, AttachError, Pass, attention
 from megatron_sep.generate.layer_policies import LayerPolicy, first_policy
 from megatron_sep.generate.limited import limited
+from megatron_sep.generate.own_attention import alibi_of, replace_attention
 from megatron_sep.generate.policies import ScorePolicy
+from megatron_sep.generate.positions import ModelPositions, installed
 from megatron_sep.generate.text import note_text, text_of
 
 
@@ -44,6 +45,8 @@ class Attachment:
     """The sliding window of each layer."""
     options: dict[str, Any]
     """Keyword arguments of SepCache."""
+    positions: ModelPositions
+    """Those of the model, as far as transformers does not compute them."""
     _parameters: list[str]
     """Of its forward pass, in order."""
     _former: str = ""
@@ -75,9 +78,14 @@ class Attachment:
         current = self._pass_for(given, repeats)
         position_ids = current.cache.begin(text.ids_BT, text.attention_mask, text.position_ids)
         RUNNING.set(current)
-        if text.planes is None:
+        if text.planes is None and "position_ids" in self._parameters:
             given["position_ids"] = position_ids
-        given["attention_mask"] = current.mask(text.ids_BT) if repeats else None
+        if self.positions.places is not None:
+            embedded = self.decoder.get_input_embeddings()(text.ids_BT)
+            places = self.positions.places(current.cache.segments.places_BT)
+            given |= {"input_ids": None, "inputs_embeds": embedded + places}
+        needs_a_mask = repeats or self.decoder.config.model_type == "mpt"  # MPT looks at what it would make of None
+        given["attention_mask"] = current.mask(text.ids_BT) if needs_a_mask else None
         if repeats:
             given["use_cache"] = False
         return (), given | {"past_key_values": current.cache if current.keeps else None}
@@ -149,8 +157,12 @@ def attach(
     widths = widths_of(decoder)
     policies = _within(policies, widths)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "document_end": document_end} | options
-    settings["rotary"] = rotary_of(decoder) if first_policy(policies).positions == "cache" else None
-    attachment = Attachment(decoder, policies, widths, settings, parameters(decoder))
+    positions = installed(decoder) or alibi_of(decoder)
+    positions.check(policies)
+    settings |= {"bilevel": positions.bilevel, "distances": positions.slopes_H is not None}
+    turns = first_policy(policies).positions == "cache" and positions.slopes_H is None
+    settings["rotary"] = rotary_of(decoder) if turns else None
+    attachment = Attachment(decoder, policies, widths, settings, positions, parameters(decoder))
     attachment.new_cache()  # raises before anything is changed
     former: Any = getattr(decoder, "sep_attachment", None)
     if former is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from megatron_sep.attention.bilevel import Bilevel
 from megatron_sep.generate.group import Group
 from megatron_sep.generate.layer_policies import CacheError, LayerPolicy, check_positions, check_scored, first_policy
 from megatron_sep.generate.layout import Layout, of_mask, restarts, whole_at_end
@@ -17,6 +18,7 @@ from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.rows import clear_texts, put_texts
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.scores import Scoring
+from megatron_sep.generate.segments import Segments
 from megatron_sep.generate.slots import ROLLBACK, SLACK, Slots
 
 _SCORED: dict[type[ScorePolicy], Callable[[Any, int, int, torch.device], Group]] = {H2O: HeavyHitters, SnapKV: Prompts}
@@ -64,7 +66,8 @@ class SepCache(Cache):  # type: ignore[misc]
     ``begin`` before a forward pass and ``end`` after it are called by what ``attach`` installs. ``document_end`` is the
     token after which everything before it is forgotten; ``slack`` the slots of a row that may hold tokens which nothing
     sees any more; ``rollback`` the newest tokens that ``crop`` may take back, where no policy has a capacity or looks
-    at scores; ``backend`` that of the decode kernel. Raises CacheError.
+    at scores; ``backend`` that of the decode kernel. ``bilevel`` counts tokens by segments, whose numbers stand in for
+    positions in the text; ``distances``: scores fall with them (ALiBi), and nothing turns. Raises CacheError.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class SepCache(Cache):  # type: ignore[misc]
         slack: int = SLACK,
         rollback: int = ROLLBACK,
         backend: str = "auto",
+        bilevel: Bilevel | None = None,
+        distances: bool = False,
     ) -> None:
         super().__init__(layers=[])
         check_positions(policies)
@@ -84,6 +89,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.policies = tuple(policies)
         self.vocab_size, self.document_end, self.rotary = vocab_size, document_end, rotary
         self.slack, self.rollback, self.backend = slack, rollback, backend
+        self.segments = None if bilevel is None else Segments(bilevel, document_end)
+        self.distances = distances
         self._most_columns = self._whole_columns = 0
         """Columns that the cache has held at most, and how many of the last ones are tokens of every text."""
         self.columns = 0
@@ -119,12 +126,25 @@ class SepCache(Cache):  # type: ignore[misc]
             self.open(len(ids_BT), ids_BT.device)
         self._new = ids_BT.shape[1]
         self._new_whole = self._new + self._whole_columns if layout.real_BT is None else whole_at_end(layout.real_BT)
+        if self.segments is not None:
+            return self._begin_segments(self.segments.begin(ids_BT, layout), ids_BT, layout)
         own_BT, *_ = [group.begin(ids_BT, layout) for group in self.groups.values()]
+        if self.distances:
+            return torch.zeros_like(own_BT)
         if first_policy(self.policies).positions != "text":
             return own_BT
         if position_ids is not None:
             return position_ids.expand_as(own_BT)
         return own_BT if self._since_B is None else (own_BT - self._since_B[:, None]).clamp(min=0)
+
+    def _begin_segments(self, segment_BT: Tensor, ids_BT: Tensor, layout: Layout) -> Tensor:
+        """The numbers of the tokens' segments, or zeros where they are distances and nothing turns."""
+        for group in self.groups.values():
+            if self.distances and isinstance(group, Slots):
+                group.begin(ids_BT, layout, segment_BT)
+            else:
+                group.begin(ids_BT, layout)
+        return torch.zeros_like(segment_BT) if self.distances else segment_BT
 
     def open(self, batch: int, device: torch.device) -> None:
         """Of an empty cache one of ``batch`` empty texts."""
@@ -142,6 +162,8 @@ class SepCache(Cache):  # type: ignore[misc]
                     f"{policy}: its texts stay where they are; pass an AttentionPattern or StreamingPattern"
                 )
             replaced.append(put_texts(group, rows, texts.groups[policy]))  # type: ignore[arg-type]
+        if self.segments is not None and texts.segments is not None:
+            self.segments.put(rows, texts.segments, self.batch_size)
         self.columns = max(self.columns, texts.columns)
         return any(replaced)
 
@@ -181,6 +203,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.columns += self._new
         self._most_columns = max(self._most_columns, self.columns)
         self._new, self._since_B = 0, self._next_since_B
+        if self.segments is not None:
+            self.segments.end()
 
     def abandon(self) -> None:
         """The forward pass failed: its tokens do not count, and the cache is as before them if that can be."""
@@ -245,7 +269,11 @@ class SepCache(Cache):  # type: ignore[misc]
     def is_croppable(self) -> bool:
         """Can tokens be taken back without a trace?"""
         groups = self.groups.values()
-        return self.rollback > 0 and all(isinstance(group, Slots) and group.policy.capacity is None for group in groups)
+        return (
+            self.segments is None
+            and self.rollback > 0
+            and all(isinstance(group, Slots) and group.policy.capacity is None for group in groups)
+        )
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -301,6 +329,8 @@ class SepCache(Cache):  # type: ignore[misc]
         """Only the texts at these indices."""
         for group in self.groups.values():
             group.select(indices.to(group.seen_R.device))
+        if self.segments is not None:
+            self.segments.select(indices)
         if self._since_B is not None:
             self._since_B = self._next_since_B = self._since_B[indices.to(self._since_B.device)]
 
@@ -314,6 +344,11 @@ class SepCache(Cache):  # type: ignore[misc]
         if tokens == 0:
             return
         groups = [group for group in self.groups.values() if isinstance(group, Slots)]
+        if self.segments is not None:
+            raise CacheError(
+                f"crop({tokens_to_remove}): of bilevel positions what was counted is not taken back; generate without "
+                "assisted or speculative decoding"
+            )
         if not self.is_croppable:
             raise CacheError(
                 f"crop({tokens_to_remove}): under {first_policy(self.policies)} tokens are freed for good; generate "
@@ -335,6 +370,8 @@ class SepCache(Cache):  # type: ignore[misc]
         self.groups, self.columns, self._new = {}, 0, 0
         self._most_columns = self._whole_columns = 0
         self._since_B, self._next_since_B, self._broken = None, None, False
+        if self.segments is not None:
+            self.segments.reset()
 
     def _group(self, policy: LayerPolicy, num_layers: int, batch: int, device: torch.device) -> Group:
         if isinstance(policy, ScorePolicy):
@@ -349,6 +386,7 @@ class SepCache(Cache):  # type: ignore[misc]
             slack=self.slack,
             rollback=self.rollback,
             backend=self.backend,
+            segments=self.segments is not None and self.distances,
         )
 
     def _with_restarts(self, layout: Layout, ids_BT: Tensor, position_ids: Tensor) -> Layout:

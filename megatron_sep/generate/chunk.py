@@ -66,6 +66,8 @@ class RowState:
     """Tokens of the text so far."""
     document: int
     """Text position where the document of the next token began."""
+    stand_E: Tensor | None = None
+    """Where the token stands, so far as distances are meant; None: at its position in the text."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Segment:
     """int64: what was in the cache and can be seen, then the tokens themselves, as indices of ``RowScript``."""
     plan: MaskPlan | None
     """Of one row: its keys are the entries, its queries the tokens among them. None: a single token sees all."""
+    stand_E: Tensor
+    """int32, on the host: where the entries stand, so far as distances are meant."""
 
     @property
     def past(self) -> int:
@@ -126,15 +130,20 @@ def plan_row(
     device: torch.device,
     begins_T: Tensor | None = None,
     rollback: int = 0,
+    stand_T: Tensor | None = None,
 ) -> RowScript:
     """The script of a row for its tokens ``ids_T`` (int64), which stand in ``columns_T`` of the chunk.
 
     ``device`` is that of the script's tensors, but for ``after``. ``begins_T`` is True where a packed document begins,
-    whatever the ids are. Without a capacity, what the last ``rollback`` tokens saw stays too.
+    whatever the ids are; ``stand_T`` is that of ``RowState``, None: the position in the text. Without a capacity, what
+    the last ``rollback`` tokens saw stays too.
     """
     length, before, seen = len(ids_T), len(state.place_E), state.seen + len(ids_T)
     start_T1 = _document_starts(ids_T, begins_T, state, document_end)
     place_E, reach_end_E, landmark_E = _entries(policy, state, ids_T, start_T1[:-1])
+    stand_E = place_E
+    if state.stand_E is not None and stand_T is not None:
+        stand_E = torch.cat([state.stand_E, stand_T.to(torch.int32)])
     segments, begin, live = [], 0, 0
     kept = torch.arange(before if start_T1[0] == state.document else 0)
     while begin < length:
@@ -143,7 +152,8 @@ def plan_row(
         seen_E = kept[reach_end_E[kept] > first]
         kept = kept[reach_end_E[kept] > first - rollback] if policy.capacity is None else kept
         plan = _plan(landmark_E[seen_E], reach_end_E[seen_E], first, end - begin, device)
-        segments.append(Segment(begin, end, seen_E.to(device), plan))
+        stands_E = stand_E[seen_E] if policy.positions == "text" else torch.arange(len(seen_E), dtype=torch.int32)
+        segments.append(Segment(begin, end, seen_E.to(device), plan, stands_E))
         live += _sightings(place_E[seen_E], reach_end_E[seen_E], first, state.seen + end)
         if start_T1[end] != start_T1[begin]:
             kept = kept[:0]
@@ -152,7 +162,7 @@ def plan_row(
         begin = end
     if policy.capacity is None:
         kept = kept[reach_end_E[kept] > seen - rollback]
-    after = RowState(place_E[kept], reach_end_E[kept], landmark_E[kept], seen, int(start_T1[-1]))
+    after = RowState(place_E[kept], reach_end_E[kept], landmark_E[kept], seen, int(start_T1[-1]), stand_E[kept])
     full = (state.seen + 1 + seen) * length // 2
     appends = len(kept) >= before and bool((kept[:before] == torch.arange(before)).all())
     return RowScript(columns_T.to(device), before, tuple(segments), kept.to(device), after, appends, live, full)

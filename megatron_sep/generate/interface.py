@@ -69,13 +69,15 @@ def attention(
             f"{type(module).__name__}, layer {module.layer_idx}: attends within sliding_window={width}, and its "
             f"configuration said {expected}; such a model cannot be attached, detach() lets it run as it was"
         )
-    scoring = Scoring(kwargs.get("softcap"), kwargs.get("s_aux"))
+    positions = current.attachment.positions
+    scoring = Scoring(
+        kwargs.get("softcap"), kwargs.get("s_aux"), positions.slopes_H, positions.adjusting, positions.bias_scale
+    )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     own = value.shape[-1]
     size = max(key.shape[-1], own)  # latent attention has values of another size than keys: zeros change nothing
     query, key, value = (pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in (query, key, value))
-    plain = scoring.softcap is None and scoring.sinks_H is None
-    out_BHTD = current.cache.attend(module.layer_idx, query, key, value, scale, None if plain else scoring)
+    out_BHTD = current.cache.attend(module.layer_idx, query, key, value, scale, None if scoring.plain else scoring)
     return out_BHTD[..., :own].transpose(1, 2), None
 
 

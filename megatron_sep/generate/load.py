@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 
-from megatron_sep.attention.rules import LayerRules
+from megatron_sep.attention.rules import LayerRules, bilevel_of
+from megatron_sep.attention.separators import Tokens
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.convert.as_transformers import as_transformers
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.files import read_json
+from megatron_sep.generate.positions import ModelPositions, install
+from megatron_sep.kernels.sep_attention.scores import alibi_slopes
 from megatron_sep.weights.hugging_face import KNOWN_TYPES
-from megatron_sep.weights.open_source import SourceError, open_source
+from megatron_sep.weights.names import PLACES
+from megatron_sep.weights.open_source import OpenedSource, SourceError, open_source
 from megatron_sep.weights.sealed import is_checkpoint, tokenizer_in
 
 
@@ -44,7 +48,31 @@ def load(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> 
     source = open_source(path)
     if source.tokenizer is None:
         raise _no_tokenizer(path)
-    return Loaded(as_transformers(source, device, dtype), load_tokenizer(source.tokenizer), source.attention)
+    tokenizer = load_tokenizer(source.tokenizer)
+    return Loaded(with_positions(source, tokenizer, device, dtype), tokenizer, source.attention)
+
+
+def with_positions(source: OpenedSource, tokenizer: Tokens, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Weights as a model of transformers, with what only ``attach`` computes of it."""
+    model = as_transformers(source, device, dtype, weights_alone=True)
+    positions = _positions(source, tokenizer, device, model.dtype)
+    if str(positions):
+        install(model.base_model, positions)
+    return model
+
+
+def _positions(source: OpenedSource, tokenizer: Tokens, device: torch.device, dtype: torch.dtype) -> ModelPositions:
+    """What a checkpoint has that transformers does not compute."""
+    config, places = source.config, None
+    if config.position.bilevel:
+        weight = source.weight(f"{PLACES.ours}.weight").to(device, dtype)
+        places = torch.nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call]
+    return ModelPositions(
+        None if config.position.rotates else alibi_slopes(config.num_attention_heads).to(device),
+        bilevel_of(config.position, tokenizer),
+        places,
+        config.self_adjusting_softmax,
+    )
 
 
 def _load_hugging_face(path: Path, device: torch.device, dtype: torch.dtype | None) -> Loaded:

@@ -53,17 +53,27 @@ class _Row:
 
 
 class Many:
-    """Continues prompts with a model that ``attach`` was called on, ``rows`` of them at a time."""
+    """Continues prompts with a model that ``attach`` was called on, ``rows`` of them at a time.
+
+    ``reserve`` is the room in tokens that each row has from the beginning: a store that grows is there twice meanwhile.
+    """
 
     def __init__(
-        self, attachment: Attachment, model: Any, tokenizer: Tokenizer, sampling: Sampling, rows: int
-    ) -> None:  # fmt: skip
+        self,
+        attachment: Attachment,
+        model: Any,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        rows: int,
+        reserve: int = 0,
+    ) -> None:
         self.attachment, self.model, self.tokenizer, self.sampling = attachment, model, tokenizer, sampling
         self.peak_bytes = 0
         """The most memory of keys and values that were held."""
         self._rows: list[_Row | None] = [None] * rows
         self._cache: SepCache = attachment.new_cache()
         self._cache.open(rows, model.device)
+        self._cache.reserve(reserve)
         self._decoder = Decoder(model, self._cache)
 
     @torch.no_grad()

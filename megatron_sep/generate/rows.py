@@ -7,7 +7,6 @@ from torch import Tensor
 
 from megatron_sep.generate.slots import Slots
 
-_TABLES = ("place_RC", "reach_end_RC", "landmark_RC")
 _COUNTERS = ("length_R", "seen_R", "document_R", "live_R", "full_R")
 
 
@@ -16,7 +15,7 @@ def put_texts(slots: Slots, rows: Sequence[int], texts: Slots) -> bool:
     length = int(texts.length_R.max())
     replaced = slots.make_room(length) or slots.keys_LBKCD is None
     row_R, text_B = _rows_of(slots, rows), torch.tensor(rows, device=slots.device)
-    for name in _TABLES:
+    for name in slots.tables:
         getattr(slots, name)[row_R, :length] = getattr(texts, name)[:, :length]
     for name in _COUNTERS:
         getattr(slots, name)[row_R] = getattr(texts, name)

@@ -7,6 +7,8 @@ from megatron_sep.generate.sampler import Sampling
 
 _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 """Of the generator splitmix64 (Steele, Lea, Flood 2014), as signed numbers."""
+_FEW = 256
+"""Tokens that are looked at first for ``top_p``."""
 
 
 def draw_rows(logits_RV: Tensor, sampling: Sampling, number_R: Tensor, count_R: Tensor) -> Tensor:
@@ -16,16 +18,29 @@ def draw_rows(logits_RV: Tensor, sampling: Sampling, number_R: Tensor, count_R: 
     """
     if sampling.temperature == 0:
         return logits_RV.argmax(-1)
-    ordered_RV, token_RV = (logits_RV.float() / sampling.temperature).softmax(-1).sort(-1, descending=True)
+    ordered_RV, token_RV = _candidates((logits_RV.float() / sampling.temperature).softmax(-1), sampling)
     before_RV = ordered_RV.cumsum(-1) - ordered_RV
     kept_RV = torch.where(before_RV < sampling.top_p, ordered_RV, 0)
-    if sampling.top_k:
-        kept_RV[:, sampling.top_k :] = 0
     upto_RV = kept_RV.double().cumsum(-1)
     aim_R1 = uniform(sampling.seed, number_R, count_R)[:, None] * upto_RV[:, -1:]
     place_R1 = torch.searchsorted(upto_RV, aim_R1, right=True)
     last_R1 = (kept_RV > 0).sum(-1, keepdim=True) - 1  # rounding may aim at the very end
     return token_RV.gather(1, torch.minimum(place_R1, last_R1))[:, 0]
+
+
+def _candidates(likely_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens that can be drawn, in order, equal ones by their number: probabilities and tokens [R, K].
+
+    A full sort of a large vocabulary takes longer than a model's layer; where the first few reach ``top_p`` they do.
+    """
+    size = likely_RV.shape[1]
+    for count in (min(sampling.top_k or _FEW, size), size):
+        ordered_RK, token_RK = likely_RV.topk(count, dim=-1, sorted=False)
+        token_RK, order_RK = token_RK.sort(-1)
+        ordered_RK, rank_RK = ordered_RK.gather(1, order_RK).sort(dim=-1, descending=True, stable=True)
+        if sampling.top_k or count == size or bool((ordered_RK.sum(-1) >= sampling.top_p).all()):
+            break
+    return ordered_RK, token_RK.gather(1, rank_RK)
 
 
 def uniform(seed: int, number_R: Tensor, count_R: Tensor) -> Tensor:

@@ -50,7 +50,9 @@ class Slots:
         slack: int = SLACK,
         rollback: int = ROLLBACK,
         backend: str = "auto",
+        segments: bool = False,
     ) -> None:
+        """``segments``: distances are those of the segments' numbers, which come with the tokens."""
         self.policies, self.num_layers, self.batch, self.device = tuple(policies), num_layers, batch, device
         self.document_end, self.slack, self.rollback, self.backend = document_end, slack, rollback, backend
         self.rotary = rotary if self.policy.positions == "cache" else None
@@ -60,6 +62,8 @@ class Slots:
         self.place_RC, self.reach_end_RC = (self._counters(rows, num_slots) for _ in range(2))
         """int32: text position of the token in a slot, and the first one that does not see it."""
         self.landmark_RC = self._counters(rows, num_slots).bool()
+        self.stand_RC = self._counters(rows, num_slots) if segments else None
+        """int32: the number of the token's segment."""
         self.length_R, self.seen_R, self.document_R = (self._counters(rows) for _ in range(3))
         """int32: slots in use, tokens of the text so far, text position where its document began."""
         self.live_R, self.full_R = (self._counters(rows).long() for _ in range(2))
@@ -97,11 +101,14 @@ class Slots:
         """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
         return blocks_of(self)
 
-    def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
-        """Take new tokens in. Returns the position ids that the model rotates queries and keys by, int64 [B, T]."""
+    def begin(self, ids_BT: Tensor, layout: Layout, segment_BT: Tensor | None = None) -> Tensor:
+        """Take new tokens in. Returns the position ids that the model rotates queries and keys by, int64 [B, T].
+
+        ``segment_BT``: the numbers of their segments, where distances are meant by them.
+        """
         if ids_BT.shape[1] == 1 and layout.plain:
-            return self._begin_step(ids_BT)
-        return self._begin_chunk(ids_BT.cpu(), layout)
+            return self._begin_step(ids_BT, segment_BT)
+        return self._begin_chunk(ids_BT.cpu(), layout, segment_BT)
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: Scoring | None = None
@@ -197,7 +204,7 @@ class Slots:
         """Make the texts of the batch those at these indices: int64."""
         heads = len(self.policies)
         rows_R = (rows_B[:, None] * heads + torch.arange(heads, device=rows_B.device)).flatten()
-        for name in ("place_RC", "reach_end_RC", "landmark_RC", "length_R", "seen_R", "document_R", "live_R", "full_R"):
+        for name in (*self.tables, "length_R", "seen_R", "document_R", "live_R", "full_R"):
             setattr(self, name, getattr(self, name)[rows_R])
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
             self.keys_LBKCD, self.values_LBKCD = self.keys_LBKCD[:, rows_B], self.values_LBKCD[:, rows_B]
@@ -211,7 +218,12 @@ class Slots:
         self._reads_prompt = self.policy.capacity is not None and length >= self.policy.capacity
         return grows
 
-    def _begin_step(self, ids_B1: Tensor) -> Tensor:
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of what is known of the token in each slot: [R, C] each."""
+        return ("place_RC", "reach_end_RC", "landmark_RC", *(() if self.stand_RC is None else ("stand_RC",)))
+
+    def _begin_step(self, ids_B1: Tensor, segment_B1: Tensor | None) -> Tensor:
         self.room()
         self._ids_B1 = ids_B1
         every = len(self.policies)
@@ -223,6 +235,8 @@ class Slots:
         self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
         self.reach_end_RC.scatter_(1, slot_R1, end_of_reach(self.seen_R, reach_BK.flatten())[:, None])
         self.landmark_RC.scatter_(1, slot_R1, landmark_BK.reshape(-1, 1))
+        if self.stand_RC is not None and segment_B1 is not None:
+            self.stand_RC.scatter_(1, slot_R1, segment_B1.repeat_interleave(every, 0).to(torch.int32))
         return self._position_ids(self.length_R[::every, None].long(), self.seen_R[::every, None].long())
 
     def _end_step(self) -> None:
@@ -237,14 +251,21 @@ class Slots:
             self.document_R.copy_(torch.where(ends_R, self.seen_R, self.document_R))
 
     def _evict(self) -> None:
-        tables = self.place_RC, self.reach_end_RC, self.landmark_RC
-        source_RC, due_R = evict(self.policy, tables, self.length_R, self.seen_R, self.slack, self.rollback)
+        source_RC, due_R = evict(
+            self.policy,
+            tuple(getattr(self, name) for name in self.tables),
+            self.length_R,
+            self.seen_R,
+            self.slack,
+            self.rollback,
+        )
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
             compact(self.keys_LBKCD, self.values_LBKCD, source_RC, self.length_R, due_R, backend=self.backend)
 
-    def _begin_chunk(self, ids_BT: Tensor, layout: Layout) -> Tensor:
+    def _begin_chunk(self, ids_BT: Tensor, layout: Layout, segment_BT: Tensor | None) -> Tensor:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if layout.real_BT is None else layout.real_BT.cpu()
         starts_BT = None if layout.starts_BT is None else layout.starts_BT.cpu()
+        segment_BT = None if segment_BT is None else segment_BT.cpu()
         states = self._states()
         scripts, self._chunk_tokens = [], ids_BT.shape[1]
         for row, state in enumerate(states):
@@ -254,7 +275,8 @@ class Slots:
             policy = self.policies[head]
             policy = policy.of_prompt if self._reads_prompt and self._chunk_tokens > 1 else policy
             end, back = self.document_end, self.rollback
-            scripts.append(plan_row(policy, state, ids_T, columns_T, end, self.device, begins_T, back))
+            stand_T = None if segment_BT is None else segment_BT[text, columns_T]
+            scripts.append(plan_row(policy, state, ids_T, columns_T, end, self.device, begins_T, back, stand_T))
         self._scripts, self._stored = scripts, False
         self._most = max(len(script.kept) for script in scripts)
         if self._most > self.num_slots:
@@ -267,9 +289,17 @@ class Slots:
 
     def _states(self) -> list[RowState]:
         place_RC, reach_end_RC, landmark_RC = (t.cpu() for t in (self.place_RC, self.reach_end_RC, self.landmark_RC))
+        stand_RC = place_RC if self.stand_RC is None else self.stand_RC.cpu()
         counts = zip(*(t.tolist() for t in (self.length_R, self.seen_R, self.document_R)), strict=True)
         return [
-            RowState(place_RC[r, :length], reach_end_RC[r, :length], landmark_RC[r, :length], seen, document)
+            RowState(
+                place_RC[r, :length],
+                reach_end_RC[r, :length],
+                landmark_RC[r, :length],
+                seen,
+                document,
+                stand_RC[r, :length],
+            )
             for r, (length, seen, document) in enumerate(counts)
         ]
 
@@ -328,7 +358,22 @@ class Slots:
         used_RC = torch.arange(self.num_slots, device=self.device) <= self.length_R[:, None]
         live_RC = used_RC & (self.reach_end_RC > self.seen_R[:, None])
         live_BK1C = live_RC.view(batch, -1, 1, self.num_slots).repeat_interleave(each, 1)
-        return attend_shaped(q_BH1D, keys_BKCD, values_BKCD, live_BK1C, scale, scoring)
+        distance_BK1C = (
+            self._distances(scoring.bias_scale is not None)
+            .view(batch, -1, 1, self.num_slots)
+            .repeat_interleave(each, 1)
+        )
+        return attend_shaped(q_BH1D, keys_BKCD, values_BKCD, live_BK1C, scale, scoring, distance_BK1C)
+
+    def _distances(self, from_start: bool) -> Tensor:
+        """From the token in each slot to the newest one, which stands behind the slots in use: int [R, C].
+
+        ``from_start``: to the first token of the text.
+        """
+        if self.policy.positions != "text":
+            return self.length_R[:, None] - torch.arange(self.num_slots, device=self.device)
+        stand_RC = self.place_RC if self.stand_RC is None else self.stand_RC
+        return -stand_RC if from_start else stand_RC.gather(1, self.length_R[:, None].long()) - stand_RC
 
     def _attend_segment(
         self, segment: Segment, q_HTD: Tensor, k_KED: Tensor, v_KED: Tensor, scale: float, scoring: Scoring | None
@@ -336,7 +381,13 @@ class Slots:
         if scoring is not None:
             every = torch.ones(1, 1, len(segment.entries_E), dtype=torch.bool, device=self.device)
             visible_1TE = every if segment.plan is None else segment.plan.dense()
-            return attend_shaped(q_HTD[None], k_KED[None], v_KED[None], visible_1TE[:, None], scale, scoring)[0]
+            stand_E = segment.stand_E.to(self.device)
+            distance_TE = stand_E[segment.past :, None] - stand_E
+            if scoring.bias_scale is not None:
+                distance_TE = -stand_E.expand_as(distance_TE)
+            return attend_shaped(
+                q_HTD[None], k_KED[None], v_KED[None], visible_1TE[:, None], scale, scoring, distance_TE[None, None]
+            )[0]
         if segment.plan is None:
             q_KGD = q_HTD.view(len(k_KED), -1, q_HTD.shape[-1])
             angles = self.rotary.angles(segment.past) if self.rotary is not None else None
@@ -351,6 +402,8 @@ class Slots:
             self.place_RC[row, :count] = after.place_E.to(self.device)
             self.reach_end_RC[row, :count] = after.reach_end_E.to(self.device)
             self.landmark_RC[row, :count] = after.landmark_E.to(self.device)
+            if self.stand_RC is not None and after.stand_E is not None:
+                self.stand_RC[row, :count] = after.stand_E.to(self.device)
             self.length_R[row], self.seen_R[row], self.document_R[row] = count, after.seen, after.document
             self.live_R[row] += script.live
             self.full_R[row] += script.full
@@ -376,9 +429,8 @@ class Slots:
 
     def _grow(self, num_slots: int) -> None:
         more = num_slots - self.num_slots
-        self.place_RC, self.reach_end_RC, self.landmark_RC = (
-            pad(table_RC, (0, more)) for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC)
-        )
+        for name in self.tables:
+            setattr(self, name, pad(getattr(self, name), (0, more)))
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
             self.keys_LBKCD = pad(self.keys_LBKCD, (0, 0, 0, more))
             self.values_LBKCD = pad(self.values_LBKCD, (0, 0, 0, more))

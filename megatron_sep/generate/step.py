@@ -3,6 +3,8 @@
 It is a function of its own so that it can be compiled as one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,15 @@ def count_step(
 
 
 def evict(
-    policy: TokenPolicy, tables: tuple[Tensor, Tensor, Tensor], length_R: Tensor, seen_R: Tensor, slack: int, back: int
+    policy: TokenPolicy, tables: Sequence[Tensor], length_R: Tensor, seen_R: Tensor, slack: int, back: int
 ) -> tuple[Tensor, Tensor]:
     """Let leave what nothing sees any more, where enough of it stands or the capacity is reached; in place.
 
-    ``tables`` are place, end of reach and landmark of the slots, [R, C]; ``back`` tokens may be taken back. Returns
-    which slot each of the first slots takes its token from, int32 [R, C], and which rows moved, bool [R].
+    ``tables`` are place, end of reach, landmark of the slots, [R, C], and what else moves with them; ``back`` tokens may
+    be taken back. Returns which slot each of the first slots takes its token from, int32 [R, C], and which rows moved,
+    bool [R].
     """
-    _, reach_end_RC, landmark_RC = tables
+    reach_end_RC, landmark_RC = tables[1:3]
     kept_RC = policy.survivors(landmark_RC, length_R)
     if policy.capacity is None:
         kept_RC = kept_RC & (reach_end_RC > seen_R[:, None] - back)

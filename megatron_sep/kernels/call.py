@@ -19,6 +19,10 @@ class Call:
     dropout: bool = False
     positive_scale: bool = True
     """Is the factor on the scores of attention greater than 0?"""
+    biased: bool = False
+    """Do scores fall with the distance of query and key (ALiBi)?"""
+    adjusting: bool = False
+    """Are the softmax's weights multiplied by its scores (self-adjusting softmax)?"""
     whole: bool = True
     """Are the queries all of the keys' tokens, not a span of them?"""
     even: bool = True

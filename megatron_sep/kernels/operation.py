@@ -30,6 +30,11 @@ def on_cuda(call: Call) -> bool:
     return call.device == "cuda"
 
 
+def biased_on_cuda(call: Call) -> bool:
+    """For ``automatic``: on CUDA, for scores that fall with the distance; others have faster rows."""
+    return call.device == "cuda" and call.biased
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation: a row of the table."""

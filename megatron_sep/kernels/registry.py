@@ -14,7 +14,7 @@ from torch.compiler import assume_constant_result
 
 from megatron_sep.kernels import why_not
 from megatron_sep.kernels.call import Call
-from megatron_sep.kernels.operation import Implementation, Operation, always, never, on_cuda
+from megatron_sep.kernels.operation import Implementation, Operation, always, biased_on_cuda, never, on_cuda
 
 _KERNELS = "megatron_sep.kernels"
 _SEP, _FULL, _DECODE = f"{_KERNELS}.sep_attention", f"{_KERNELS}.full_attention", f"{_KERNELS}.sep_decode"
@@ -52,6 +52,7 @@ OPERATIONS = {
             "full_attention",
             (
                 _full("torch", f"{_FULL}.native:causal_attention", why_not.causal_attention, always),
+                _fused("triton", f"{_SEP}.triton:triton_attention", why_not.fused_attention, biased_on_cuda),
                 _full("reference", f"{_SEP}.reference:reference_attention", why_not.nothing, always),
             ),
         ),

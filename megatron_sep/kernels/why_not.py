@@ -30,7 +30,7 @@ def fused_attention(call: Call) -> str | None:
         return "the fused kernel takes a positive scale alone"
     if not call.even:
         return "the fused kernel takes plans with one window for all keys that are no landmarks, this one has others"
-    return _dropout(call) or _wrong_type(call) or _no_triton(call)
+    return _adjusting(call) or _dropout(call) or _wrong_type(call) or _no_triton(call)
 
 
 def flex_attention(call: Call) -> str | None:
@@ -39,12 +39,18 @@ def flex_attention(call: Call) -> str | None:
         return "FlexAttention has no backward pass on the CPU; call it under torch.no_grad()"
     if call.device == "cuda" and call.head_size < 16:
         return f"FlexAttention takes head sizes from 16 on CUDA, not {call.head_size}"
-    return _dropout(call) or _wrong_type(call) or (None if call.device == "cpu" else _no_triton(call))
+    return (
+        _adjusting(call) or _dropout(call) or _wrong_type(call) or (None if call.device == "cpu" else _no_triton(call))
+    )
 
 
 def causal_attention(call: Call) -> str | None:
     """Of ``full_attention/native.py``."""
-    return None if call.whole else "torch's causal kernels want as many queries as keys, these are a span of them"
+    if call.biased:
+        return "torch's causal kernels take no bias of distance (ALiBi)"
+    if not call.whole:
+        return "torch's causal kernels want as many queries as keys, these are a span of them"
+    return _adjusting(call)
 
 
 def fused_decode(call: Call) -> str | None:
@@ -94,6 +100,10 @@ def packages(*modules: str) -> WhyNot:
         return next(filter(None, map(_import_failure, modules)), None)
 
     return why_not
+
+
+def _adjusting(call: Call) -> str | None:
+    return "it has no self-adjusting softmax" if call.adjusting else None
 
 
 def _dropout(call: Call) -> str | None:

@@ -1,6 +1,7 @@
 """From configuration to TransformerConfig to GPTModel, nowhere else."""
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -9,15 +10,17 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import gelu, relu, silu
 
-from megatron_sep.config.schema import ModelConfig, Recompute, RotaryScalingConfig
+from megatron_sep.config.schema import ModelConfig, Recompute
 from megatron_sep.config.size import ModelError
 from megatron_sep.kernels.call import Call
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.decoder_layer import decoder_block
 from megatron_sep.model.init import initialise
 from megatron_sep.model.operations import resolve
+from megatron_sep.model.positions import Positions
+from megatron_sep.model.rotation import slowed
 from megatron_sep.parallel.topology import Topology
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -33,11 +36,12 @@ def transformer_config(
         "hidden_size": model.hidden_size,
         "num_attention_heads": model.num_attention_heads,
         "num_query_groups": model.key_value_heads,
+        "kv_channels": model.head_size,
         "ffn_hidden_size": model.mlp_size,
         "layernorm_epsilon": model.norm_eps,
         "hidden_dropout": model.hidden_dropout,
         "attention_dropout": model.attention_dropout,
-        "activation_func": silu if model.gated_mlp else gelu,
+        "activation_func": _ACTIVATIONS[model.activation],
         "gated_linear_unit": model.gated_mlp,
         "add_bias_linear": model.biases,
         "add_qkv_bias": model.biases,
@@ -67,6 +71,11 @@ def transformer_config(
         "attention_backend": AttnBackend.unfused,
     }
     return TransformerConfig(**(settings | more))
+
+
+_ACTIVATIONS = {"gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "swiglu": silu}
+_EMBEDDINGS = {"rotary": "rope", "alibi": "none", "bipe": "learned_absolute"}
+"""What megatron-core calls them; of bipe it embeds the places in segments."""
 
 
 def _left_as_is(weight: Tensor) -> Tensor:
@@ -104,6 +113,8 @@ def build_model(
             DTYPES[precision],
             head_size=model.head_size,
             dropout=model.attention_dropout > 0,
+            biased=not model.position.rotates,
+            adjusting=model.self_adjusting_softmax is not None,
             training=True,
             tensor_parallel=topology.tensor.size,
         ),
@@ -121,30 +132,40 @@ def build_model(
             recompute=recompute,
             compiled=compiled,
             context_group=topology.context_group,
+            adjusting=model.self_adjusting_softmax,
+            biases=model.biases,
+            mlp_biases=model.mlp_has_biases,
+            growth=model.rotary_scaling.grown if model.rotary_scaling else 1.0,
         ),
         vocab_size=vocab_size,
-        max_sequence_length=model.sequence_length,
+        max_sequence_length=model.position.length if model.position.bilevel else model.sequence_length,
         pre_process=topology.has_embedding(chunk),
         post_process=topology.has_loss(chunk),
         vp_stage=chunk if topology.chunks > 1 else None,
         share_embeddings_and_output_weights=model.tie_embeddings,
-        position_embedding_type="rope",
+        position_embedding_type=_EMBEDDINGS[model.position.kind],
         rotary_percent=model.rotary_fraction,
         rotary_base=model.rotary_base,
         compiled=compiled,
     )
-    if model.rotary_scaling:
-        _slow_down(built.rotary_pos_emb, model.rotary_scaling)
+    rotary = _rotary(built, model)
+    built.positions = Positions(model, rotary, topology)
+    if model.position.bilevel and topology.has_embedding(chunk):
+        built.embedding.position_embeddings.to(DTYPES[precision])
     initialise(built, model, seed, topology)
     return built.cuda()  # type: ignore[no-any-return]
 
 
-def _slow_down(rotary: RotaryEmbedding, scaling: RotaryScalingConfig) -> None:
-    """Llama 3.1's frequencies; megatron-core's own switch for them fixes all but the factor."""
-    rotary.inv_freq = rotary._apply_scaling(
-        rotary.inv_freq,
-        factor=scaling.factor,
-        low_freq_factor=scaling.low_frequency_factor,
-        high_freq_factor=scaling.high_frequency_factor,
-        original_max_position_embeddings=scaling.original_length,
+def _rotary(built: Decoder, model: ModelConfig) -> RotaryEmbedding | None:
+    """The rotation of queries and keys: megatron-core's own, one for segments, or none."""
+    if not model.position.rotates:
+        return None
+    rotary: RotaryEmbedding = getattr(built, "rotary_pos_emb", None) or RotaryEmbedding(
+        kv_channels=built.config.kv_channels,
+        rotary_percent=model.rotary_fraction,
+        rotary_base=model.rotary_base,
+        use_cpu_initialization=built.config.use_cpu_initialization,
     )
+    if model.rotary_scaling:
+        rotary.inv_freq = slowed(rotary.inv_freq, model.rotary_base, model.rotary_scaling)
+    return rotary

@@ -14,11 +14,13 @@ from torch.nn.functional import dropout
 
 from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
+from megatron_sep.config.position import SelfAdjustingConfig
 from megatron_sep.config.schema import Recompute
 from megatron_sep.kernels.norm import MakeNorm
 from megatron_sep.model.branches import SelfAttention, transform
 from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
+from megatron_sep.model.positions import Told
 from megatron_sep.model.recompute import recomputed
 
 Plan: TypeAlias = MaskPlan | ContextPlan
@@ -41,18 +43,26 @@ class Norm:
 class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
     """megatron-core's row-parallel matrix product, told its group.
 
-    Left to itself it passes None on, and the warning about that is a break in the compiled layer.
+    Left to itself it passes None on, and the warning about that is a break in the compiled layer. ``biases``: in place
+    of megatron-core's one setting for a whole model.
     """
 
     _forward_impl: Callable[..., Tensor]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, biases: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"bias": biases})
         self._multiply: Callable[..., Tensor] = self._forward_impl
         self._forward_impl = self._multiply_in_group
 
     def _multiply_in_group(self, **arguments: Any) -> Tensor:
         return self._multiply(**arguments | {"tp_group": self.tp_group})
+
+
+class ColumnLinear(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
+    """megatron-core's column-parallel matrix product, with ``biases`` in place of its one setting for a whole model."""
+
+    def __init__(self, *args: Any, biases: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"bias": biases})
 
 
 class DecoderLayer(TransformerLayer):  # type: ignore[misc]
@@ -74,22 +84,25 @@ class DecoderLayer(TransformerLayer):  # type: ignore[misc]
         self.residual: Callable[..., Tensor] = _compiled(residual) if compiled else residual
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Sequence[Plan], rotary_pos_emb: Tensor | None = None, **_: Any
+        self, hidden_states: Tensor, attention_mask: Sequence[Plan], rotary_pos_emb: Told = None, **_: Any
     ) -> tuple[Tensor, None]:
-        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model."""
+        """hidden_states [S, B, hidden]; attention_mask holds the plan of every layer of the whole model.
+
+        rotary_pos_emb is what ``Positions`` tells.
+        """
         plan = attention_mask[self.layer_number - 1]  # outside the compiled part, which all layers share
         if self.recompute and self.training:
             return recomputed(self.residual, hidden_states, plan, rotary_pos_emb), None
         return self.residual(hidden_states, plan, rotary_pos_emb), None
 
-    def _parallel_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
+    def _parallel_residual(self, x: Tensor, plan: Plan, told: Told) -> Tensor:
         (normal, other), stream = self._open(x, (self.input_layernorm, self.pre_mlp_layernorm), self._both)
-        attended = self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=rotary))
+        attended = self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
         return stream + attended + self._branch(transform(self.mlp, self.bias_gelu, other))
 
-    def _sequential_residual(self, x: Tensor, plan: Plan, rotary: Tensor | None) -> Tensor:
+    def _sequential_residual(self, x: Tensor, plan: Plan, told: Told) -> Tensor:
         (normal,), stream = self._open(x, (self.input_layernorm,), self._both[:1])
-        x = stream + self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=rotary))
+        x = stream + self._branch(self.self_attention(normal, attention_mask=plan, rotary_pos_emb=told))
         (normal,), stream = self._open(x, (self.pre_mlp_layernorm,), self._both[1:])
         return stream + self._branch(transform(self.mlp, self.bias_gelu, normal))
 
@@ -128,6 +141,10 @@ def decoder_block(
     recompute: Recompute,
     compiled: bool,
     context_group: dist.ProcessGroup | None,
+    biases: bool = True,
+    mlp_biases: bool = True,
+    adjusting: SelfAdjustingConfig | None = None,
+    growth: float = 1.0,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, for GPTModel."""
     spec: ModuleSpec = get_gpt_layer_local_spec()
@@ -143,10 +160,19 @@ def decoder_block(
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     parts.self_attention.submodules.core_attention = ModuleSpec(
         module=SepCoreAttention,
-        params={"operations": operations, "context_group": context_group, "recompute": recompute == "selective"},
+        params={
+            "operations": operations,
+            "context_group": context_group,
+            "recompute": recompute == "selective",
+            "adjusting": adjusting,
+        },
     )
-    parts.self_attention.module = SelfAttention
-    parts.self_attention.params["split_rotated"] = operations.split_rotated
-    parts.self_attention.submodules.linear_proj = parts.mlp.submodules.linear_fc2 = RowLinear
+    attention, mlp = parts.self_attention, parts.mlp.submodules
+    attention.module = SelfAttention
+    attention.params |= {"split_rotated": operations.split_rotated, "growth": growth}
+    attention.submodules.linear_qkv = ModuleSpec(module=ColumnLinear, params={"biases": biases})
+    attention.submodules.linear_proj = ModuleSpec(module=RowLinear, params={"biases": biases})
+    mlp.linear_fc1 = ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases})
+    mlp.linear_fc2 = ModuleSpec(module=RowLinear, params={"biases": mlp_biases})
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

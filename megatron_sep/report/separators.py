@@ -15,7 +15,8 @@ from megatron_sep.attention.separators import (
     merged_separators,
     separator_ids,
 )
-from megatron_sep.config.schema import AttentionConfig, ListName, SeparatorsConfig
+from megatron_sep.config.schema import AttentionConfig
+from megatron_sep.config.separators import ListName, SeparatorsConfig
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 
 SPARSE = 0.03

@@ -16,6 +16,7 @@ _NO_MATTER = (
     "checkpoint.keep",
     "checkpoint.background",
     "checkpoint.init_from",
+    "checkpoint.init_optimizer",
     "model.init",
     "model.output_init",
     "train.steps",

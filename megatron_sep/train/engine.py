@@ -3,16 +3,17 @@
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_sep.config.engines import ENGINES, MUON
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.train.microbatch import Microbatch
+from megatron_sep.weights.sealed import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class StepResult:
 
     grad_norm: Tensor
     """Scalar, before clipping. Not finite: a gradient was not, and no weight changed, on any rank."""
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerSlot:
+    """What the optimizer knows of a weight, as far as this rank keeps it."""
+
+    values: slice
+    """Which of the weight's values on this rank, flat."""
+    tensors: Mapping[str, Tensor]
+    """In memory, flat: `param` in fp32, `exp_avg`, `exp_avg_sq`, and the number of steps as `step`."""
 
 
 class Writing(Protocol):
@@ -64,6 +75,13 @@ class Engine(ABC):
     @abstractmethod
     def loss_scale(self) -> float:
         """Factor on the loss before the backward pass; 1 but for fp16."""
+
+    def optimizer_slots(self) -> Mapping[nn.Parameter, OptimizerSlot]:
+        """What this rank's part of the optimizer knows of each weight. Raises CheckpointError where it is not told."""
+        raise CheckpointError(
+            f"checkpoint.init_optimizer=true: the engine {self.name!r} takes no optimizer of another program; set it "
+            "to false to start with a new one"
+        )
 
     def own_seconds(self) -> float:
         """Mean seconds of a step since the last call in which this rank did not wait for others; NaN: not measured."""

@@ -1,7 +1,7 @@
 """Forward, backward and step over every parallel rank: megatron-core's schedules, DDP and distributed optimizer."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import tee
 from pathlib import Path
@@ -16,7 +16,7 @@ from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from megatron_sep.config.schema import LossScaleConfig, OptimizerConfig
@@ -26,12 +26,13 @@ from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.engine import Engine, StepResult
+from megatron_sep.train.engine import Engine, OptimizerSlot, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.train.own_work import OwnWork
 from megatron_sep.train.recorded import Recorder
 from megatron_sep.weights.safe_metadata import read_metadata
+from megatron_sep.weights.sealed import CheckpointError
 
 Tree = dict[str, Any]
 _CLIP_EPS = 1e-6
@@ -195,6 +196,20 @@ class MegatronEngine(Engine):
         square = get_total_norm(gradients).to(self._topology.device).square()
         dist.all_reduce(square, group=self._optimizer.get_grad_stats_parallel_group())
         return square.sqrt()
+
+    def optimizer_slots(self) -> Mapping[nn.Parameter, OptimizerSlot]:
+        """As megatron-core keeps them. Raises CheckpointError where steps are counted elsewhere."""
+        if self._adamw.library != "torch":
+            raise CheckpointError(
+                f"checkpoint.init_optimizer=true: {self._adamw.library}'s AdamW does not count the steps of each "
+                "weight; take torch's, or set it to false to start with a new optimizer"
+            )
+        found = {}
+        for parameter in self._optimizer.model_param_group_index_map:
+            own = self._optimizer._get_model_param_range_map(parameter)["param"]
+            tensors = self._optimizer._get_main_param_and_optimizer_states(parameter)
+            found[parameter] = OptimizerSlot(slice(own.start, own.end), tensors)
+        return found
 
     def begin_save(self, folder: Path) -> MegatronWriting:
         """In torch's distributed format, through megatron-core, from a copy on the host."""

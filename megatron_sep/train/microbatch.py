@@ -67,9 +67,8 @@ class Microbatch:
 
     @cached_property
     def position_BT(self) -> Tensor:
-        """int64: of each token in its whole row."""
-        rows, length = self.rows_BT1.shape
-        return self._held(torch.arange(length - 1, device=self.rows_BT1.device).expand(rows, -1))
+        """int64: of each token in its whole row; [2, B, T], segments and places, where positions are bilevel."""
+        return self._held(self.rules.positions(self.rows_BT1[:, :-1].contiguous()))
 
     @cached_property
     def plans(self) -> tuple[MaskPlan, ...] | tuple[ContextPlan, ...]:

@@ -25,6 +25,7 @@ from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
+from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
 from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
@@ -39,6 +40,7 @@ from megatron_sep.train.spikes import Spikes
 from megatron_sep.train.start import check_not_stopped, find_start, take_up
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import Description, TrainState
+from megatron_sep.weights.zero_files import ZeroOptimizer
 
 
 @dataclass
@@ -117,10 +119,30 @@ def open_inputs(config: RunConfig) -> Inputs:
 
 
 def _notes(config: RunConfig, inputs: Inputs) -> list[str]:
-    """What a user should know of the data before it is trained on."""
+    """What a user should know of the data, and of what is taken over, before it is trained on."""
     assumed = unknown_tokenizers(config.data.sources, config.tokenizer.path)
     separators = separator_notes(config.attention, inputs.resolved, inputs.train)
-    return [*assumed, *inputs.train.notes(), *(inputs.valid.notes() if inputs.valid else ()), *separators]
+    return [
+        *_taken_over(config),
+        *assumed,
+        *inputs.train.notes(),
+        *(inputs.valid.notes() if inputs.valid else ()),
+        *separators,
+    ]
+
+
+def _taken_over(config: RunConfig) -> list[str]:
+    """What a run that goes on from GPT-NeoX's checkpoint takes of it, and what it cannot."""
+    checkpoint = config.checkpoint
+    if not checkpoint.init_optimizer:
+        return []
+    scale = "; the loss scale begins at train.loss_scale.initial" if config.train.precision == "fp16" else ""
+    dropout = config.model.hidden_dropout or config.model.attention_dropout
+    drawn = "; dropout draws from this program's own random numbers" if dropout else ""
+    return [
+        f"starts at step {checkpoint.init_step} from {checkpoint.init_from}: weights, AdamW's moments and steps, the "
+        f"schedule and the place in the data are taken over{scale}{drawn}"
+    ]
 
 
 def build_run(
@@ -180,9 +202,12 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
     source = None
     if new and init_from is not None:
         source = open_first_weights(init_from, config.model, config.tokenizer.path, resolved.tokenizer.vocab_size)
+    zero = None
+    if source is not None and config.checkpoint.init_optimizer:
+        zero = ZeroOptimizer(source.place, source.config)
+    whole = config.model.model_copy(update={"vocab_size": resolved.vocab_size})
     model, *further_chunks = _models(config, resolved.vocab_size, topology)
     if source is not None:
-        whole = config.model.model_copy(update={"vocab_size": resolved.vocab_size})
         for part in (model, *further_chunks):
             load_weights(part, source, whole, topology)
     engine: Engine = engine_class(config.parallel.engine, config.optimizer.kind)(
@@ -197,6 +222,9 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         zero_stage=config.parallel.zero_stage,
         **({"further_chunks": further_chunks} if further_chunks else {}),
     )
+    if source is not None and zero is not None:
+        for part in (model, *further_chunks):
+            take_over(engine, part, zero, source.vocab_size, whole, topology)
     return engine
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sep.config.schema import AttentionConfig, ModelConfig
-from megatron_sep.errors import UserError
 from megatron_sep.files import read_json
+from megatron_sep.weights.rope_scaling import HuggingFaceError, read_scaling, write_scaling
 
 Json = dict[str, Any]
 SEP = "sep_attention"
@@ -15,10 +15,6 @@ SEP = "sep_attention"
 
 KNOWN_TYPES = ("gpt_neox", "llama")
 """Architectures whose weights have a place in this program's models."""
-
-
-class HuggingFaceError(UserError):
-    """A config.json of an architecture, or with a setting, that this program does not have."""
 
 
 def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
@@ -55,52 +51,56 @@ _SHARED = {
 }
 
 
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""hidden_act of GPTNeoX; an export has the first name of a value."""
+
+
 def _neox(values: Mapping[str, Any]) -> Json:
-    _only(values, "hidden_act", "gelu")
-    _only(values, "attention_bias", True)
+    activation = values.get("hidden_act", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise HuggingFaceError(f"hidden_act={activation!r}: known are {', '.join(_ACTIVATIONS)}")
     rope = _rope(values, values.get("rotary_emb_base", 10000))
-    _only(rope, "rope_type", "default")
     return {
+        "activation": _ACTIVATIONS[activation],
+        "biases": values.get("attention_bias", True),
+        "mlp_biases": None if values.get("attention_bias", True) else True,
         "sequence_length": values.get("max_position_embeddings", 2048),
         "parallel_residual": values.get("use_parallel_residual", True),
         "rotary_fraction": rope.get("partial_rotary_factor", values.get("rotary_pct", 0.25)),
         "rotary_base": int(rope["rope_theta"]),
+        "rotary_scaling": read_scaling(rope, values),
         "norm_eps": values.get("layer_norm_eps", 1e-5),
         "tie_embeddings": values.get("tie_word_embeddings", False),
     }
 
 
 def _llama(values: Mapping[str, Any]) -> Json:
-    for key, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        _only(values, key, known)
-    _only(values, "head_dim", values["hidden_size"] // values["num_attention_heads"], none_too=True)
+    _only(values, "hidden_act", "silu")
     rope = _rope(values, 10000)
-    scaling = None
-    if rope.get("rope_type", "default") == "llama3":
-        scaling = {ours: rope[theirs] for ours, theirs in _SCALING.items()}
-    else:
-        _only(rope, "rope_type", "default")
+    _only(rope, "partial_rotary_factor", 1.0, none_too=True)
+    plain = values["hidden_size"] / values["num_attention_heads"]
+    biases = values.get("attention_bias", False)
     return {
+        "head_dim": None if values.get("head_dim") in (None, plain) else values["head_dim"],
         "num_key_value_heads": values.get("num_key_value_heads"),
         "sequence_length": min(values.get("max_position_embeddings", 8192), 8192),
         "norm": "rmsnorm",
         "activation": "swiglu",
-        "biases": False,
+        "biases": biases,
+        "mlp_biases": None if values.get("mlp_bias", False) == biases else not biases,
         "parallel_residual": False,
         "rotary_fraction": 1.0,
         "rotary_base": int(rope["rope_theta"]),
-        "rotary_scaling": scaling,
+        "rotary_scaling": read_scaling(rope, values),
         "norm_eps": values.get("rms_norm_eps", 1e-6),
         "tie_embeddings": values.get("tie_word_embeddings", False),
     }
-
-
-_SCALING = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_length": "original_max_position_embeddings",
-}
 
 
 def _rope(values: Mapping[str, Any], base: float) -> Json:
@@ -120,6 +120,7 @@ def _only(values: Mapping[str, Any], key: str, known: Any, none_too: bool = Fals
 
 def make_config(model: ModelConfig, vocab_size: int, sep: Json, dtype: str, eod_id: int | None) -> Json:
     """config.json of an export, which transformers reads as GPTNeoX or Llama and, with its own code, as SepLLM."""
+    _check_positions(model)
     llama = model.gated_mlp
     architecture = "LlamaForCausalLM" if llama else "GPTNeoXForCausalLM"
     shared = {theirs: getattr(model, ours) for ours, theirs in _SHARED.items()}
@@ -141,34 +142,53 @@ def make_config(model: ModelConfig, vocab_size: int, sep: Json, dtype: str, eod_
 
 
 def _as_neox(model: ModelConfig) -> Json:
-    _expressible(model, norm="layernorm", biases=True, rotary_scaling=None)
+    _expressible(model, norm="layernorm", mlp_has_biases=True)
+    if model.heads_size != model.hidden_size:
+        raise HuggingFaceError(f"model.head_dim={model.head_dim}: GPTNeoX has heads of hidden_size / heads alone")
     if model.key_value_heads != model.num_attention_heads:
         raise HuggingFaceError(f"num_key_value_heads={model.num_key_value_heads}: GPTNeoX has no groups of heads")
+    rope: Json = {}
+    if model.rotary_scaling:
+        turns = {"rope_theta": float(model.rotary_base), "partial_rotary_factor": model.rotary_fraction}
+        rope = {"rope_parameters": turns | write_scaling(model.rotary_scaling)}
     return {
-        "hidden_act": "gelu",
+        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == model.activation),
+        "attention_bias": model.biases,
         "layer_norm_eps": model.norm_eps,
         "use_parallel_residual": model.parallel_residual,
         "rotary_pct": model.rotary_fraction,
         "rotary_emb_base": model.rotary_base,
         "hidden_dropout": model.hidden_dropout,
         "attention_dropout": model.attention_dropout,
+        **rope,
     }
 
 
 def _as_llama(model: ModelConfig) -> Json:
-    _expressible(model, norm="rmsnorm", biases=False, rotary_fraction=1.0, parallel_residual=False)
+    _expressible(model, norm="rmsnorm", rotary_fraction=1.0, parallel_residual=False)
     rope: Json = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
-    if model.rotary_scaling:
-        rope["rope_type"] = "llama3"
-        rope |= {theirs: getattr(model.rotary_scaling, ours) for ours, theirs in _SCALING.items()}
+    rope |= write_scaling(model.rotary_scaling) if model.rotary_scaling else {}
     return {
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": model.biases,
+        "mlp_bias": model.mlp_has_biases,
+        "head_dim": model.head_size,
         "num_key_value_heads": model.key_value_heads,
         "rms_norm_eps": model.norm_eps,
         "rope_parameters": rope,
     }
+
+
+def _check_positions(model: ModelConfig) -> None:
+    """Raises HuggingFaceError for a model that transformers would read as another one."""
+    kind, softmax = model.position.kind, model.self_adjusting_softmax
+    said = [f"model.position.kind={kind}"] if kind != "rotary" else []
+    said += [f"model.self_adjusting_softmax={softmax}"] if softmax else []
+    if said:
+        raise HuggingFaceError(
+            f"{' and '.join(said)}: transformers has no such GPT-NeoX or Llama; `generate` and `attach` take the "
+            "checkpoint itself"
+        )
 
 
 def _expressible(model: ModelConfig, **known: Any) -> None:

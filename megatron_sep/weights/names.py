@@ -111,6 +111,10 @@ LLAMA = Family(
 )
 
 
+PLACES = Link("embedding.position_embeddings", ("embed_places",))
+"""The learned places of bilevel positions, which no architecture of Hugging Face has."""
+
+
 def family_of(config: ModelConfig) -> Family:
     """The architecture that can hold a model's weights."""
     return LLAMA if config.gated_mlp else GPT_NEOX
@@ -120,7 +124,8 @@ def groups(config: ModelConfig) -> Iterator[tuple[Link, ...]]:
     """The links of a model's weights, one layer or one outer module at a time, in the order of computation."""
     family = family_of(config)
     embedding, norm, output = family.outer
-    yield tuple(_weights(embedding, "", "", config))
+    outer = [embedding, *([PLACES] if config.position.bilevel else [])]
+    yield tuple(weight for module in outer for weight in _weights(module, "", "", config))
     for i in range(config.num_layers):
         yield tuple(
             link
@@ -139,9 +144,10 @@ def _weights(module: Link, our_prefix: str, their_prefix: str, config: ModelConf
 
 
 def _parts(module: str, config: ModelConfig) -> tuple[str, ...]:
-    if module in ("embedding.word_embeddings", "output_layer"):
+    if module in ("embedding.word_embeddings", PLACES.ours, "output_layer"):
         return ("weight",)
-    has_bias = config.norm == "layernorm" if module.endswith("layernorm") else config.biases
+    linear = config.mlp_has_biases if module.startswith("mlp.") else config.biases
+    has_bias = config.norm == "layernorm" if module.endswith("layernorm") else linear
     return ("weight", "bias") if has_bias else ("weight",)
 
 
@@ -163,8 +169,9 @@ def weight_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, 
     matrices = {
         "word_embeddings": (vocab_size, h),
         "output_layer": (vocab_size, h),
+        "position_embeddings": (config.position.length, h),
         "linear_qkv": (qkv, h),
-        "linear_proj": (h, h),
+        "linear_proj": (h, config.heads_size),
         "linear_fc1": (fc1, h),
         "linear_fc2": (h, ffn),
     }

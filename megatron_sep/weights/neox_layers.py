@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_sep.config.schema import ModelConfig
-from megatron_sep.weights.names import GPT_NEOX, INV_FREQ
+from megatron_sep.weights.names import GPT_NEOX, INV_FREQ, PLACES
 from megatron_sep.weights.pickle_files import load_tensors
 from megatron_sep.weights.tensor_files import Shape, WeightsError
 
@@ -36,7 +36,9 @@ class NeoxLayerFiles:
             raise WeightsError(f"{too_many[0]}: is no layer of a model with num_layers={config.num_layers}")
         self._held: tuple[int, list[dict[str, Tensor]]] = (-1, [])
         self._places = {
-            self._name(layer, key): (layer, key) for layer in self._paths for key in load_tensors(self._paths[layer][0])
+            _name(layer, key, config.num_layers): (layer, key)
+            for layer in self._paths
+            for key in load_tensors(self._paths[layer][0])
         }
 
     def shapes(self) -> Mapping[str, Shape]:
@@ -65,16 +67,25 @@ class NeoxLayerFiles:
         added = self._config.parallel_residual and re.search(r"(attention\.dense|dense_4h_to_h)\.bias", key)
         return (total if added else total / len(parts)).to(parts[0].dtype)
 
-    def _name(self, layer: int, key: str) -> str:
-        outer = {
-            0: {"word_embeddings": "gpt_neox.embed_in"},
-            self._config.num_layers + 3: {"norm": "gpt_neox.final_layer_norm"},
-            self._config.num_layers + 4: {"final_linear": "embed_out"},
-        }.get(layer)
-        if outer is None:
-            return f"{GPT_NEOX.layer_prefix}.{layer - 2}.{key}"
-        module, _, part = key.rpartition(".")
-        return f"{outer.get(module, module)}.{part}"
+
+def hugging_face_name(name: str, num_layers: int) -> str:
+    """Of a parameter ``LAYER.key`` of GPT-NeoX's pipeline; a tied embedding lies outside its layers there."""
+    layer, _, key = name.removeprefix("tied_modules.embed.").partition(".")
+    if not layer.isdecimal():
+        return _name(0, name.removeprefix("tied_modules.embed."), num_layers)
+    return _name(int(layer), key, num_layers)
+
+
+def _name(layer: int, key: str, num_layers: int) -> str:
+    outer = {
+        0: {"word_embeddings": "gpt_neox.embed_in", "position_embeddings": PLACES.theirs[0]},
+        num_layers + 3: {"norm": "gpt_neox.final_layer_norm"},
+        num_layers + 4: {"final_linear": "embed_out"},
+    }.get(layer)
+    if outer is None:
+        return f"{GPT_NEOX.layer_prefix}.{layer - 2}.{key}"
+    module, _, part = key.rpartition(".")
+    return f"{outer.get(module, module)}.{part}"
 
 
 def has_neox_layers(folder: Path) -> bool:

@@ -117,9 +117,7 @@ def _agree(path: Path, asked: ModelConfig | None, found: ModelConfig) -> None:
     """Raise SourceError where the weights are of another shape than the configuration."""
     if asked is None:
         return
-    ours, theirs = asked.model_dump(), found.model_dump()
-    ours |= {"num_key_value_heads": asked.key_value_heads, "ffn_hidden_size": asked.mlp_size}
-    theirs |= {"num_key_value_heads": found.key_value_heads, "ffn_hidden_size": found.mlp_size}
+    ours, theirs = (model.model_dump() | model.spelled_out() for model in (asked, found))
     wrong = [
         f"model.{key} is {theirs[key]} there and {ours[key]} here"
         for key in ours

@@ -21,7 +21,8 @@ from megatron_sep.attention.separators import (
     num_separators,
     separator_ids,
 )
-from megatron_sep.config.schema import AttentionConfig, ListName, SeparatorsConfig
+from megatron_sep.config.schema import AttentionConfig
+from megatron_sep.config.separators import ListName, SeparatorsConfig
 from megatron_sep.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer, train_tokenizer
 from megatron_sep.errors import UserError
 from megatron_sep.report.separators import attention_of, describe_separators

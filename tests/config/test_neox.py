@@ -8,7 +8,8 @@ import yaml
 from megatron_sep.config import ConfigError, RunConfig, load_config, to_yaml
 from megatron_sep.config.load import neox_notes
 from megatron_sep.config.neox import TABLE, To, spell
-from megatron_sep.config.schema import Section
+from megatron_sep.config.position import PositionConfig, SelfAdjustingConfig
+from megatron_sep.config.section import Section
 
 PYTHIA = """
 {
@@ -105,6 +106,7 @@ def test_a_pythia_file_loads_unchanged(files: Path) -> None:
     assert (train.precision, train.loss_scale.initial, train.recompute, train.steps) == ("fp16", 4096.0, True, 500)
     assert (train.micro_batch_size, train.global_batch_size, train.eval_every) == (8, 16, 0)
     assert (str(config.data.path), config.data.order, config.data.split) == ("data/pile", "neox", (1.0, 0.0, 0.0))
+    assert config.data.epoch_margin == 1.005
     assert str(config.tokenizer.path) == "data/20B_tokenizer.json"
     assert str(config.dir) == "runs/pythia"
     assert config.attention.window is None
@@ -182,14 +184,12 @@ def test_zero_2_and_3_are_deepspeeds(files: Path) -> None:
     [
         ("'num-layer': 4", "num-layer: no key of GPT-NeoX or SepLLM; did you mean num_layers"),
         (
-            "'pos-emb': 'alibi'",
-            "bad.yml: 1 mistake(s)\n  pos_emb='alibi' is refused: positions are rotary, and weights trained with "
-            "others cannot be converted; pos_emb='rotary' is taken",
+            "'pos-emb': 'learned'",
+            "bad.yml: 1 mistake(s)\n  pos_emb='learned' is refused: positions are rotary or ALiBi, and weights trained "
+            "with others cannot be converted; pos_emb='rotary' or 'alibi' is taken",
         ),
-        (
-            "'USE_BiPE': True",
-            "use_bipe=True is refused: bilevel positions are not part of this program; use_bipe=False",
-        ),
+        ("'USE_BiPE': True", "BiPE_seps: is needed where USE_BiPE is on"),
+        ("'USE_SA_SOFTMAX': True, 'USE_SA_SOFTMAX_NO_DENO': True", "are two kinds of softmax; turn one of them on"),
         ("'optimizer': {'type': 'sm3'}", "optimizer.type='sm3': AdamW is the only optimizer"),
         (
             "'vocab-file': 'a/gpt2-vocab.json', 'merge-file': 'b/merges.txt', 'tokenizer_type': 'GPT2BPETokenizer'",
@@ -217,12 +217,62 @@ def test_what_cannot_be_taken_over_is_refused_by_name(lines: str, message: str, 
 
 def test_a_refused_key_is_named_with_its_file(files: Path) -> None:
     """Of several files, the error names for each key the one that it stands in."""
-    (files / "bipe.yml").write_text("{'use-BiPE': true, 'num-layer': 4}")
+    (files / "more.yml").write_text("{'use-MUP': true, 'num-layer': 4}")
     with pytest.raises(ConfigError) as raised:
-        load_config(files / "pythia.yml", [str(files / "bipe.yml")])
+        load_config(files / "pythia.yml", [str(files / "more.yml")])
     first, *lines = str(raised.value).splitlines()
-    assert first == f"{files / 'pythia.yml'}, {files / 'bipe.yml'}: 2 mistake(s)"
-    assert all(line.endswith(f"(in {files / 'bipe.yml'})") for line in lines)
+    assert first == f"{files / 'pythia.yml'}, {files / 'more.yml'}: 2 mistake(s)"
+    assert all(line.endswith(f"(in {files / 'more.yml'})") for line in lines)
+
+
+NINE = [15, 13, 32, 2, 28, 27, 209, 186, 187]
+POSITIONS = [
+    ({"pos-emb": "alibi"}, PositionConfig(kind="alibi")),
+    ({"USE_BiPE": True, "BiPE_seps": NINE}, PositionConfig(kind="bipe", length=128)),
+    (
+        {"pos-emb": "alibi", "USE_BiPE": True, "BiPE_seps": [7, 9], "max-position-embeddings": 512},
+        PositionConfig(kind="bipe", segments="alibi", separators=(), separator_ids=(7, 9), length=512),
+    ),
+    ({"USE_BiPE": False, "BiPE_seps": NINE}, PositionConfig()),
+]
+
+
+@pytest.mark.parametrize(("keys", "position"), POSITIONS, ids=["alibi", "bipe, rotary", "bipe, alibi", "off"])
+def test_positions_of_the_official_code_become_values(
+    keys: dict[str, object], position: PositionConfig, files: Path
+) -> None:
+    """Each kind beside SepLLM's attention, which it does not change."""
+    embedding, length = keys.get("pos-emb", "rotary"), keys.get("max-position-embeddings", 128)
+    pythia = PYTHIA.replace('"pos-emb": "rotary"', f'"pos-emb": "{embedding}"')
+    pythia = pythia.replace('"max-position-embeddings": 128', f'"max-position-embeddings": {length}')
+    (files / "pythia.yml").write_text(pythia)
+    own = {key: value for key, value in keys.items() if "BiPE" in key}
+    (files / "sep.yml").write_text(yaml.safe_dump(yaml.safe_load(SEPLLM) | own))
+    config = load_config(files / "pythia.yml", [str(files / "sep.yml")])
+    assert config.model.position == position
+    assert (config.attention.window, config.attention.full_layers) == (16, (0, 3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"USE_SA_SOFTMAX": True}, SelfAdjustingConfig()),
+        (
+            {"USE_SA_SOFTMAX": True, "SA_Numerator_Bias": 1, "SA_Denominator_Bias": 0.5},
+            SelfAdjustingConfig(numerator_bias=1.0, denominator_bias=0.5),
+        ),
+        ({"USE_SA_SOFTMAX_NO_DENO": True, "SA_Numerator_Bias": 1}, SelfAdjustingConfig(denominator=False)),
+        ({"USE_SA_SOFTMAX": False}, None),
+    ],
+    ids=["denominator", "biases", "product", "off"],
+)
+def test_the_softmax_of_the_official_code_becomes_a_value(
+    keys: dict[str, object], expected: SelfAdjustingConfig | None, files: Path
+) -> None:
+    """With SepLLM's attention too, which their code does not allow."""
+    (files / "sep.yml").write_text(yaml.safe_dump(yaml.safe_load(SEPLLM) | keys))
+    config = load_config(files / "pythia.yml", [str(files / "sep.yml")])
+    assert config.model.self_adjusting_softmax == expected
 
 
 def test_two_files_that_disagree_are_refused(files: Path) -> None:

@@ -71,7 +71,9 @@ def test_half_an_optimizer_is_filled_up(tmp_path: Path) -> None:
 def test_positions_that_are_left_out_are_learned_ones_and_refused(tmp_path: Path) -> None:
     """The message says that the key is left out, what that means, and what is taken."""
     without = {key: value for key, value in BARE.items() if key != "pos_emb"}
-    with pytest.raises(ConfigError, match=r"pos_emb is left out, which means 'learned': .* pos_emb='rotary' is taken"):
+    with pytest.raises(
+        ConfigError, match=r"pos_emb is left out, which means 'learned': .* pos_emb='rotary' or 'alibi' is taken"
+    ):
         load(tmp_path, without)
 
 

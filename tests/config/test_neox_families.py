@@ -136,8 +136,7 @@ def test_a_gate_takes_its_third_of_the_intermediate_size(tmp_path: Path) -> None
     ("keys", "message"),
     [
         ({"norm": "layernorm"}, "use_bias_in_norms=False is refused: LayerNorm has a bias here"),
-        ({"activation": "geglu"}, "activation='geglu' with mlp_type='regular': an MLP is gelu or swiglu"),
-        ({"activation": "gelu"}, "use_bias_in_attn_linear=False and use_bias_in_mlp=True differ"),
+        ({"activation": "geglu"}, "activation='geglu' with mlp_type='regular': an MLP is gelu, relu or swiglu"),
         ({"activation": "gelu", "use_bias_in_mlp": False, "intermediate_size": 33}, "which do not fit each other"),
         ({"use_qk_layernorm": True}, "queries and keys have no norm of their own"),
         ({"init_tok_max_idx": 2, "sliding_window_width": 8}, "sliding_window_width=8: stands beside SepLLM's keys"),
@@ -147,6 +146,12 @@ def test_a_layer_that_there_is_none_of_is_refused(keys: dict[str, Any], message:
     """By the keys that describe it."""
     with pytest.raises(ConfigError, match=message):
         sketched(tmp_path, LLAMA | shape(2, 96, 4, 64) | {"activation": "swiglu"} | keys)
+
+
+def test_the_mlp_may_have_biases_that_the_attention_lacks(tmp_path: Path) -> None:
+    """A GELU file that leaves the MLP's out means GPT-NeoX's default, which is True."""
+    model = sketched(tmp_path, LLAMA | shape(2, 96, 4, 64) | {"activation": "gelu"})[0]
+    assert (model.biases, model.mlp_biases) == (False, True)
 
 
 def test_a_sliding_window_is_that_of_flash_layers(tmp_path: Path) -> None:

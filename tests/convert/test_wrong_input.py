@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         HuggingFaceError,
         "model_type='falcon'; known are gpt_neox, llama",
     ),
-    "no key": (lambda f: edit_config(f, hidden_act="relu"), HuggingFaceError, "hidden_act='relu': known is 'gelu'"),
+    "no key": (lambda f: edit_config(f, hidden_act="mish"), HuggingFaceError, "hidden_act='mish': known are gelu"),
     "too many layers": (
         lambda f: edit_config(f, num_hidden_layers=5),
         WeightsError,

@@ -110,6 +110,15 @@ def test_the_neox_order_is_gpt_neox_s(make_shard: MakeShard, tmp_path: Path, num
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_the_margin_of_the_neox_order_shuffles_more_epochs(make_shard: MakeShard) -> None:
+    """14 samples fill an epoch; asked for half a percent more, as train_data_paths does, GPT-NeoX shuffles two."""
+    lengths = [3, 20, 1, 0, 33, 7, 12, 25]
+    section = {"path": prefix(make_shard(lengths)), "order": "neox"}
+    for margin, asked in ((1.0, 14), (1.005, 15)):
+        data = samples(14, **section, epoch_margin=margin)
+        assert data.take(0, 14).ids.tolist() == brute_neox(lengths, 7, asked, 1234)[:14]
+
+
 def test_the_neox_cut_is_that_of_megatron_core(make_shard: MakeShard) -> None:
     """megatron-core's compiled sample index, for the same documents, starts every sample at the same token."""
     from megatron.core.datasets import helpers

@@ -70,9 +70,9 @@ def _of_rank(rank: int, strike: Callable[[], None]) -> Callable[[], None]:
 
 def _strike_while_saving(trial: Trial) -> Callable[[], None]:
     kind, random = trial.number % (len(_SAVING) + 4), trial.random
-    if trial.number % 8 == 7:  # any process of the job comes to these
-        point = random.choice([point for point in _SAVING if point.where.startswith(("os:", "megatron_sep.train.meg"))])
-        return at(point, random.randint(1, 3), kill())
+    if trial.number % 8 == 7:  # any process of the job comes to it, whatever is its part of the files
+        begun = Point("megatron_sep.train.megatron_engine:MegatronEngine.begin_save", after=random.random() < 0.5)
+        return at(begun, random.randint(1, 3), kill(random.choice((0, 0.02, 0.2))))
     if kind < len(_SAVING):
         return at(_SAVING[kind], random.randint(1, 3), kill())
     if kind == len(_SAVING):

@@ -189,7 +189,6 @@ def test_detach_puts_the_model_back(model: Any) -> None:
     ("make", "policy", "message"),
     [
         (lambda: T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1)), SEP, "T5.*attention interface"),
-        (lambda: falcon(multi_query=True).__class__(FalconConfig(alibi=True, **SIZES)), SEP, "alibi=True"),
         (
             lambda: MistralForCausalLM(MistralConfig(sliding_window=8, num_key_value_heads=2, **SIZES)),
             StreamingPattern(1, 1, 1, 4),

@@ -145,6 +145,18 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     assert not torch.equal(uniform(1, numbers, counts), uniform(1, numbers, counts + 1))
 
 
+def test_a_row_is_drawn_alike_beside_one_that_needs_all_tokens() -> None:
+    """Of 2,000 tokens a flat row has to look at all, a peaked one at a few; many of them are equally likely."""
+    generator = torch.Generator().manual_seed(0)
+    flat, peaked = torch.zeros(2000), torch.randint(-8, 9, (2000,), generator=generator).float()
+    sampling, two = Sampling(temperature=1, top_p=0.9, seed=1), torch.arange(2)
+    for count in range(50):
+        counts = torch.full((2,), count)
+        both = draw_rows(torch.stack([flat, peaked]), sampling, two, counts)
+        assert both[1] == draw_rows(peaked[None], sampling, two[1:], counts[1:])[0]
+        assert abs(int(both[0]) - 1800 * float(uniform(1, two[:1], counts[:1]))) < 2
+
+
 def test_a_token_is_decoded_with_the_last_few_alone(tokenizer: Tokenizer) -> None:
     """The pieces are the text, characters of several tokens too, and the work for one does not grow with the text."""
     text = "Ünïcödé — “quoted”; the cat sat 𝄞 on it.\n" * 20

@@ -12,10 +12,12 @@ from transformers import FalconConfig, FalconForCausalLM
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
 from megatron_sep.generate.attach import attach
+from megatron_sep.generate.interface import AttachError
 from megatron_sep.generate.load import load
 from megatron_sep.generate.sampler import Sampling, SamplingError
 from megatron_sep.generate.session import SessionError, open_session, read_prompts
 from megatron_sep.parallel.groups import topology
+from megatron_sep.weights.hugging_face import HuggingFaceError
 from megatron_sep.weights.open_source import SourceError
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -23,15 +25,19 @@ pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(tiny: Callable[..., RunConfig]) -> RunConfig:
+def trained(tiny: Callable[..., RunConfig], **model: Any) -> RunConfig:
     """A trained SepLLM run, H with documents kept apart."""
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
-    config = tiny(attention={"document_boundaries": True}, train={"steps": 4, "eval_every": 0})
+    config = tiny(model=model, attention={"document_boundaries": True}, train={"steps": 4, "eval_every": 0})
     train(build_run(config, topology()))
     return config
+
+
+@pytest.fixture
+def run(tiny: Callable[..., RunConfig]) -> RunConfig:
+    return trained(tiny)
 
 
 def greedy(session: Any, prompts: list[str], tokens: int = 40, cache: Any = None) -> str:
@@ -39,8 +45,14 @@ def greedy(session: Any, prompts: list[str], tokens: int = 40, cache: Any = None
     return "".join(session.shown(prompts, Sampling(max_tokens=tokens, temperature=0), cache))
 
 
-def test_decoding_is_the_training_mask(run: RunConfig) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"position": {"kind": "bipe", "segments": "alibi", "length": 12}, "self_adjusting_softmax": {}}],
+    ids=["rotary", "bipe, alibi, self-adjusting"],
+)
+def test_decoding_is_the_training_mask(tiny: Callable[..., RunConfig], model: dict[str, Any]) -> None:
     """Logits of a checkpoint token by token, documents included, against the model it was trained in: 1e-5."""
+    run = trained(tiny, **model)
     ids = torch.randint(1, 300, (2, 60), generator=torch.Generator().manual_seed(0))
     ids[0, 20] = ids[1, 33] = 0  # ends of documents
     loaded = load(run.dir, CPU)
@@ -53,6 +65,19 @@ def test_decoding_is_the_training_mask(run: RunConfig) -> None:
             logits.append(loaded.model(part, past_key_values=cache).logits)
     torch.testing.assert_close(torch.cat(logits, 1), trained_logits(run, ids), atol=1e-5, rtol=1e-5)
     assert cache.retention().share < 0.8
+
+
+def test_what_transformers_does_not_compute_is_not_exported(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """ALiBi trains, generates, and is refused by name where it would be read as rotary; alone it does not run."""
+    config = trained(tiny, position={"kind": "alibi"})
+    session = open_session(config.dir, None, None, None)
+    assert greedy(session, ["alpha is"], tokens=4).startswith("alpha is")
+    with pytest.raises(HuggingFaceError, match=r"model\.position\.kind=alibi: .* `generate`"):
+        convert(config.dir, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    session.attachment.detach()
+    with pytest.raises(AttachError, match="has ALiBi, which transformers does not compute; call attach"):
+        session.loaded.model(torch.tensor([[1, 2]]))
 
 
 def test_checkpoint_and_export_say_the_same(run: RunConfig, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from model.test_positions import KINDS, drawn_ids, rules_of, small
 from support.models import (
     FUSED,
     FUSED_ROWS,
@@ -31,6 +32,7 @@ from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
 from megatron_sep.kernels.sep_attention.index import indexed_layers
+from megatron_sep.model.build import build_model
 from megatron_sep.parallel.groups import join_job, set_layout
 from megatron_sep.parallel.topology import Topology
 
@@ -49,6 +51,21 @@ def main() -> None:
     if topology.first:
         worst = {n: {key: max(rank[n][key] for rank in everywhere) for key in here[n]} for n in here}
         Path(sys.argv[1]).write_text(json.dumps(worst))
+    logits: list[Any] = [None, None]
+    dist.all_gather_object(logits, {kind: position_logits(kind, topology) for kind in KINDS})
+    if topology.first:
+        joined = {kind: torch.cat([rank[kind] for rank in logits], -1).tolist() for kind in KINDS}
+        Path(sys.argv[1]).with_suffix(".positions.json").write_text(json.dumps(joined))
+
+
+def position_logits(kind: str, topology: Topology) -> Tensor:
+    """This rank's columns of the logits of a model with other positions, from weights that any layout has."""
+    config = small(**KINDS[kind])
+    model = build_model(config, topology, vocab_size=VOCAB, precision="fp32", seed=7, backend="reference").eval()
+    ids, rules = drawn_ids().to(topology.device), rules_of(config)
+    with torch.no_grad():
+        logits: Tensor = model(ids, rules.positions(ids), indexed_layers(rules.plans(ids)))
+    return logits.cpu()
 
 
 def differences(config: ModelConfig, topology: Topology, **settings: Any) -> dict[str, float]:

@@ -144,9 +144,9 @@ def trained_logits(run: RunConfig, ids_BT: Tensor) -> Tensor:
         source.config, topology(), vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
     )
     load_weights(model, source, source.config, topology())
-    rules = LayerRules.of(run.attention, run.model.num_layers, load_tokenizer(source.tokenizer))
-    position = torch.arange(ids_BT.shape[1])[None]
-    logits: Tensor = model.eval()(ids_BT, position, rules.plans(ids_BT))
+    tokenizer = load_tokenizer(source.tokenizer)
+    rules = LayerRules.of(run.attention, run.model.num_layers, tokenizer).counting(run.model.position, tokenizer)
+    logits: Tensor = model.eval()(ids_BT, rules.positions(ids_BT), rules.plans(ids_BT))
     return logits
 
 

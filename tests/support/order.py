@@ -13,6 +13,7 @@ LONGEST_FIRST = (
     "train/test_posttrain.py",
     "kernels/test_sep_attention_fused.py",
     "kernels/test_sep_attention.py",
+    "kernels/test_scores.py",
     "parallel/test_parity_two_processes.py",
     "convert/test_memory.py",
     "train/test_loop.py",

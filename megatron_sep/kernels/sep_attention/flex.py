@@ -15,15 +15,54 @@ from torch.nn.functional import pad
 
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.kernels.grouped import is_grouped
+from megatron_sep.kernels.sep_attention.scores import DistanceBias
 
 BLOCK = 128
 
 
-def flex_sep_attention(q_BHQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
+def flex_sep_attention(
+    q_BHQD: Tensor,
+    k_BHTD: Tensor,
+    v_BHTD: Tensor,
+    plan: MaskPlan,
+    scale: float,
+    *,
+    bias: DistanceBias | None = None,
+) -> Tensor:
     """FlexAttention under the plan's rule, compiled: [B, H, Q, D]. On CPU there is no backward pass."""
     grouped = is_grouped(q_BHQD, k_BHTD)
-    out: Tensor = _compiled()(q_BHQD, k_BHTD, v_BHTD, block_mask=block_mask(plan), scale=scale, enable_gqa=grouped)
+    out: Tensor = _compiled()(
+        q_BHQD,
+        k_BHTD,
+        v_BHTD,
+        score_mod=None if bias is None else falling(bias, plan),
+        block_mask=block_mask(plan, _block(q_BHQD.device, plan)),
+        scale=scale,
+        enable_gqa=grouped,
+    )
     return out
+
+
+def _block(device: torch.device, plan: MaskPlan) -> int:
+    """On the CPU torch 2.13 computes wrong rows where a block is longer than what it cuts."""
+    if device.type == "cuda":
+        return BLOCK
+    shortest = min(plan.num_queries, plan.reach_BT.shape[1])
+    return min(BLOCK, 1 << (shortest.bit_length() - 1))
+
+
+def falling(bias: DistanceBias, plan: MaskPlan) -> Callable[..., Tensor]:
+    """FlexAttention's change of a score for ALiBi."""
+    slopes_H, position_BT, first = bias.slopes_H, bias.position_BT, plan.queries.start
+
+    def by_index(score: Tensor, _b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score - slopes_H[h] * (q + first - k)
+
+    def by_position(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert position_BT is not None
+        return score - slopes_H[h] * (position_BT[b, q + first] - position_BT[b, k])
+
+    return by_index if position_BT is None else by_position
 
 
 def block_any_all(plan: MaskPlan, block: int = BLOCK) -> tuple[Tensor, Tensor]:

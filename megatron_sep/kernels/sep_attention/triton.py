@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.kernels.sep_attention.index import GAP, KeyIndex
+from megatron_sep.kernels.sep_attention.scores import DistanceBias
 from megatron_sep.kernels.sep_attention.tiles import Tile, Tiles, choose_tiles
 
 LOG2_E = 1.4426950408889634
@@ -42,6 +43,18 @@ def _tile(X, base, stride, b, h, row, end, D: tl.constexpr, P: tl.constexpr, ROW
 def _sees(distance, reach):
     """0 <= distance < reach in one unsigned comparison."""
     return distance.to(tl.uint32, bitcast=True) < reach.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _stands(POSITION, b, S, j, there, BIAS: tl.constexpr):
+    """Where tokens at indices j of row b stand for distances: at j (BIAS 1), or where POSITION says (BIAS 2)."""
+    return tl.load(POSITION + b * S + j, mask=there, other=0) if BIAS == 2 else j
+
+
+@triton.jit
+def _slopes(SLOPES, h):
+    """How steeply the scores of heads fall, to the base 2."""
+    return tl.load(SLOPES + h) * 1.4426950408889634
 
 
 @triton.jit
@@ -81,11 +94,12 @@ def _spans(
 
 @triton.jit
 def _masked_tile(
-    K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, landmark, landmark_end,
-    document_end, S, max_landmarks, i,
-    D: tl.constexpr, P: tl.constexpr, KEYS: tl.constexpr, TMA: tl.constexpr,
+    K, V, KC, VC, REACH, SORTED, POSITION, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, landmark,
+    landmark_end, document_end, S, GAP, max_landmarks, i,
+    D: tl.constexpr, P: tl.constexpr, KEYS: tl.constexpr, TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Tile t of those that need a mask: the window's two ends, then landmarks. Keys, values and who sees them.
+    """Tile t of those that need a mask: the window's two ends, then landmarks. Keys, values, who sees them, and, with a
+    bias, where the keys stand.
 
     A landmark of the compacted rows is seen by every query before its document's end: as if it stood at 0 and reached
     that far.
@@ -114,7 +128,12 @@ def _masked_tile(
     reach = tl.load(REACH + b * S + row + c, mask=in_window & (row + c < S), other=0)
     reach = tl.where(in_window, reach, tl.where(row + c < landmark_end, document_end, 0))
     position = tl.where(in_window, row + c, 0)
-    return k, v, _sees(i[:, None] - position[None, :], reach[None, :])
+    stands = position
+    if BIAS:
+        there = tl.where(in_window, row + c < S, row + c < landmark_end)
+        j = tl.load(SORTED + b * (S + GAP) + row + c, mask=there & (t >= tiles), other=0)
+        stands = _stands(POSITION, b, S, tl.where(in_window, row + c, j), there, BIAS)
+    return k, v, _sees(i[:, None] - position[None, :], reach[None, :]), stands
 
 
 @triton.jit(do_not_specialize=["N", "max_landmarks"])
@@ -146,16 +165,24 @@ def _compact_kernel(
 
 
 @triton.jit
-def _attend(q, k, v, acc, largest, total, scale, visible, MASKED: tl.constexpr):
+def _attend(
+    q, k, v, acc, largest, total, scale, visible, slope, i_stands, j_stands, MASKED: tl.constexpr, BIAS: tl.constexpr
+):  # fmt: skip
     """One tile of softmax: the accumulated values, the largest score (base 2) and the sum of weights.
 
     ``largest`` starts finite, so that a query that sees nothing of its first tiles gets weights of 0, not NaN.
     """
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if BIAS:
+        s = s * scale + slope[:, None] * (j_stands[None, :] - i_stands[:, None]).to(tl.float32)
     if MASKED:
         s = tl.where(visible, s, float("-inf"))
-    new = tl.maximum(largest, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - new[:, None])
+    if BIAS:
+        new = tl.maximum(largest, tl.max(s, 1))
+        p = tl.exp2(s - new[:, None])
+    else:
+        new = tl.maximum(largest, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - new[:, None])
     shrink = tl.exp2(largest - new)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -164,11 +191,11 @@ def _attend(q, k, v, acc, largest, total, scale, visible, MASKED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["FIRST", "window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _forward_kernel(
-    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, LSE, scale,
+    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, SLOPES, POSITION, OUT, LSE, scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s,
     S, R, FIRST, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """The output and log-sum-exp of one block of queries."""
     POSITIONS: tl.constexpr = QUERIES // HEADS
@@ -191,6 +218,12 @@ def _forward_kernel(
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
     v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
     c_at = (b * N + n).to(tl.int64) * max_landmarks * D
+    c = tl.arange(0, KEYS)
+    slope = 0.0
+    i_stands = i
+    if BIAS:
+        slope = _slopes(SLOPES, h)
+        i_stands = _stands(POSITION, b, S, i, i < S, BIAS)
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
@@ -204,21 +237,32 @@ def _forward_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, P], tl.float32)
     for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
-        k, v, visible = _masked_tile(
-            K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
-            landmark_end, document_end, S, max_landmarks, i, D, P, KEYS, TMA,
+        k, v, visible, j_stands = _masked_tile(
+            K, V, KC, VC, REACH, SORTED, POSITION, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal,
+            masked_landmark, landmark_end, document_end, S, GAP, max_landmarks, i, D, P, KEYS, TMA, BIAS,
         )  # fmt: skip
-        acc, largest, total = _attend(q, k, v, acc, largest, total, scale, visible, True)
+        acc, largest, total = _attend(
+            q, k, v, acc, largest, total, scale, visible, slope, i_stands, j_stands, True, BIAS
+        )
     if INNER:
         for key in tl.range(full, diagonal, KEYS):
             k = _tile(K, k_at, k_s, b, n, key, S, D, P, KEYS, TMA)
             v = _tile(V, v_at, v_s, b, n, key, S, D, P, KEYS, TMA)
-            acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
+            j_stands = _stands(POSITION, b, S, key + c, key + c < S, BIAS)
+            acc, largest, total = _attend(
+                q, k, v, acc, largest, total, scale, 0, slope, i_stands, j_stands, False, BIAS
+            )
     if not PACKED:
         for t in tl.range(0, whole):
             k = _tile(KC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
             v = _tile(VC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
-            acc, largest, total = _attend(q, k, v, acc, largest, total, scale, 0, False)
+            j_stands = c
+            if BIAS:
+                j = tl.load(SORTED + b * (S + GAP) + t * KEYS + c)
+                j_stands = _stands(POSITION, b, S, j, j < S, BIAS)
+            acc, largest, total = _attend(
+                q, k, v, acc, largest, total, scale, 0, slope, i_stands, j_stands, False, BIAS
+            )
 
     o = tl.where(overflow, float("nan"), acc / total[:, None])
     o_at = b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + row.to(tl.int64) * o_s
@@ -227,11 +271,16 @@ def _forward_kernel(
 
 
 @triton.jit
-def _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, MASKED: tl.constexpr):
+def _query_gradient(
+    q, do, k, v, lse, delta, acc, scale, visible, slope, i_stands, j_stands, MASKED: tl.constexpr, BIAS: tl.constexpr
+):  # fmt: skip
     """One tile's share of dQ, before the scale."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-    p = tl.exp2(s * scale - lse[:, None])
+    s = s * scale
+    if BIAS:
+        s += slope[:, None] * (j_stands[None, :] - i_stands[:, None]).to(tl.float32)
+    p = tl.exp2(s - lse[:, None])
     if MASKED:
         p = tl.where(visible, p, 0.0)
     ds = p * (dp - delta[:, None])
@@ -240,11 +289,11 @@ def _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, MASKED: tl.con
 
 @triton.jit(do_not_specialize=["FIRST", "window", "H", "N", "GROUP", "max_landmarks", "GAP"])
 def _query_gradient_kernel(
-    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, OUT, DO, LSE, DELTA, DQ, scale, dq_scale,
+    Q, K, V, KC, VC, REACH, SEEN, SORTED, START, SLOPES, POSITION, OUT, DO, LSE, DELTA, DQ, scale, dq_scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_s, do_b, do_h, do_s, dq_b, dq_h, dq_s,
     S, R, FIRST, window, H, N, GROUP, max_landmarks, GAP,
     D: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr,
+    INNER: tl.constexpr, PACKED: tl.constexpr, TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one block of queries, and delta = rowsum(O * dO) for the keys' kernel. The tiles are the forward's."""
     POSITIONS: tl.constexpr = QUERIES // HEADS
@@ -272,6 +321,12 @@ def _query_gradient_kernel(
     k_at = b.to(tl.int64) * k_b + n.to(tl.int64) * k_h
     v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h
     c_at = (b * N + n).to(tl.int64) * max_landmarks * D
+    c = tl.arange(0, KEYS)
+    slope = 0.0
+    i_stands = i
+    if BIAS:
+        slope = _slopes(SLOPES, h)
+        i_stands = _stands(POSITION, b, S, i, i < S, BIAS)
 
     B = tl.num_programs(0) // blocks // (H // HEADS)
     left, full, diagonal, end, landmark, landmark_end, document_end = _spans(
@@ -285,21 +340,26 @@ def _query_gradient_kernel(
     tiles = edge + tl.cdiv(end - diagonal, KEYS)
     acc = tl.zeros([QUERIES, P], tl.float32)
     for t in tl.range(0, tiles + tl.cdiv(landmark_end - masked_landmark, KEYS)):
-        k, v, visible = _masked_tile(
-            K, V, KC, VC, REACH, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal, masked_landmark,
-            landmark_end, document_end, S, max_landmarks, i, D, P, KEYS, TMA,
+        k, v, visible, j_stands = _masked_tile(
+            K, V, KC, VC, REACH, SORTED, POSITION, k_at, k_s, v_at, v_s, c_at, b, n, t, tiles, edge, left, diagonal,
+            masked_landmark, landmark_end, document_end, S, GAP, max_landmarks, i, D, P, KEYS, TMA, BIAS,
         )  # fmt: skip
-        acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, True)
+        acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, visible, slope, i_stands, j_stands, True, BIAS)
     if INNER:
         for key in tl.range(full, diagonal, KEYS):
             k = _tile(K, k_at, k_s, b, n, key, S, D, P, KEYS, TMA)
             v = _tile(V, v_at, v_s, b, n, key, S, D, P, KEYS, TMA)
-            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
+            j_stands = _stands(POSITION, b, S, key + c, key + c < S, BIAS)
+            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, slope, i_stands, j_stands, False, BIAS)
     if not PACKED:
         for t in tl.range(0, whole):
             k = _tile(KC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
             v = _tile(VC, c_at, D, b, n, t * KEYS, max_landmarks, D, P, KEYS, TMA)
-            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, False)
+            j_stands = c
+            if BIAS:
+                j = tl.load(SORTED + b * (S + GAP) + t * KEYS + c)
+                j_stands = _stands(POSITION, b, S, j, j < S, BIAS)
+            acc = _query_gradient(q, do, k, v, lse, delta, acc, scale, 0, slope, i_stands, j_stands, False, BIAS)
 
     dq_at = b.to(tl.int64) * dq_b + h.to(tl.int64) * dq_h + row.to(tl.int64) * dq_s
     tl.store(DQ + dq_at[:, None] + d[None, :], (acc * dq_scale).to(DQ.dtype.element_ty), mask=inside)
@@ -307,11 +367,11 @@ def _query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["FIRST", "H", "N", "blocks", "GAP"])
 def _key_gradient_kernel(
-    Q, K, V, SORTED, DO, LSE, DELTA, DK, DV, scale, dk_scale,
+    Q, K, V, SORTED, SLOPES, POSITION, DO, LSE, DELTA, DK, DV, scale, dk_scale,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, do_b, do_h, do_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
     S, R, FIRST, H, N, blocks, GAP,
     D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    TMA: tl.constexpr,
+    TMA: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys: consecutive landmarks, or consecutive other keys, in the plan's order.
 
@@ -339,6 +399,7 @@ def _key_gradient_kernel(
         v_at = b.to(tl.int64) * v_b + n.to(tl.int64) * v_h + j.to(tl.int64) * v_s
         k = tl.load(K + k_at[:, None] + d[None, :], mask=inside, other=0.0)
         v = tl.load(V + v_at[:, None] + d[None, :], mask=inside, other=0.0)
+        j_stands = _stands(POSITION, b, S, j, reach > 0, BIAS)
         tiles = tl.cdiv(tl.maximum(tl.minimum(past_query, FIRST + R) - first_query, 0), QUERIES)
         dk = tl.zeros([KEYS, P], tl.float32)
         dv = tl.zeros([KEYS, P], tl.float32)
@@ -354,7 +415,12 @@ def _key_gradient_kernel(
             lse = tl.load(LSE + row_at + r, mask=row + r < R, other=0.0)
             delta = tl.load(DELTA + row_at + r, mask=row + r < R, other=0.0)
             s = tl.dot(k, tl.trans(q), input_precision="ieee")
-            p = tl.exp2(s * scale - lse[None, :])
+            s = s * scale
+            if BIAS:
+                i_stands = _stands(POSITION, b, S, FIRST + row + r, row + r < R, BIAS)
+                slope = _slopes(SLOPES, h)
+                s += slope * (j_stands[:, None] - i_stands[None, :]).to(tl.float32)
+            p = tl.exp2(s - lse[None, :])
             p = tl.where(_sees((FIRST + row + r)[None, :] - j[:, None], reach[:, None]), p, 0.0)
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
             dp = tl.dot(v, tl.trans(do), input_precision="ieee")
@@ -366,7 +432,9 @@ def _key_gradient_kernel(
         tl.store(DV + dv_at[:, None] + d[None, :], dv.to(DV.dtype.element_ty), mask=inside)
 
 
-def triton_attention(q_BHRD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float) -> Tensor:
+def triton_attention(
+    q_BHRD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskPlan, scale: float, *, bias: DistanceBias | None = None
+) -> Tensor:
     """The fused kernel: [B, H, R, D], laid out in memory like the queries; a plan without an index gets one here.
 
     Raises ValueError for a size that it lacks, and for a plan that is not even.
@@ -385,9 +453,10 @@ def triton_attention(q_BHRD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskP
     index = KeyIndex.of(plan) if plan.index is None else plan.index
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHRD, k_BHSD, v_BHSD))
     max_landmarks = plan.num_keys if plan.max_landmarks is None else plan.max_landmarks
+    slopes, position = (None, None) if bias is None else (bias.slopes_H, bias.position_BT)
     return sep_attention_forward(
         q, k, v, plan.reach_BT, index.seen_BT, index.sorted_2BG, plan.start_BT,
-        plan.queries.start, plan.window, max_landmarks, scale,
+        plan.queries.start, plan.window, max_landmarks, scale, slopes, position,
     )[0]  # fmt: skip
 
 
@@ -395,6 +464,7 @@ def triton_attention(q_BHRD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, plan: MaskP
 def sep_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
     first: int, window: int, max_landmarks: int, scale: float,
+    slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The output, the log-sum-exp (base 2) [B, H, R], and the landmarks' keys and values [B, N, max_landmarks, D]."""
     o, lse, kc, vc = _forward_outputs(q, k, v, window, max_landmarks)
@@ -402,7 +472,7 @@ def sep_attention_forward(
         run_compact(k, v, seen, order, kc, vc)
     run_forward(
         q, k, v, kc, vc, reach, seen, order, start,
-        first, window, max_landmarks, scale, o, lse, _tiles(q, k, window).forward,
+        first, window, max_landmarks, scale, o, lse, _tiles(q, k, window).forward, slopes, position,
     )  # fmt: skip
     return o, lse, kc, vc
 
@@ -410,7 +480,7 @@ def sep_attention_forward(
 @torch.library.custom_op("megatron_sep::sep_attention_backward", mutates_args=())
 def sep_attention_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, kc: Tensor, vc: Tensor,
-    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
+    reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None, slopes: Tensor | None, position: Tensor | None,
     first: int, window: int, max_landmarks: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the queries, keys and values."""
@@ -420,9 +490,9 @@ def sep_attention_backward(
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
     run_query_gradient(
         q, k, v, kc, vc, reach, seen, order, start,
-        first, window, max_landmarks, scale, o, do, lse, delta, dq, tiles.query_gradient,
+        first, window, max_landmarks, scale, o, do, lse, delta, dq, tiles.query_gradient, slopes, position,
     )  # fmt: skip
-    run_key_gradient(q, k, v, order, first, scale, do, lse, delta, dk, dv, tiles.key_gradient)
+    run_key_gradient(q, k, v, order, first, scale, do, lse, delta, dk, dv, tiles.key_gradient, slopes, position)
     return dq, dk, dv
 
 
@@ -435,7 +505,7 @@ def _forward_outputs(q: Tensor, k: Tensor, v: Tensor, window: int, max_landmarks
 
 
 @sep_attention_forward.register_fake
-def _(q, k, v, _reach, _seen, _order, _start, _first, window, max_landmarks, _scale):
+def _(q, k, v, _reach, _seen, _order, _start, _first, window, max_landmarks, _scale, _slopes=None, _position=None):
     return _forward_outputs(q, k, v, window, max_landmarks)
 
 
@@ -445,9 +515,9 @@ def _(_do, q, k, v, *_rest):
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, reach, seen, order, start, *numbers = inputs
+    q, k, v, reach, seen, order, start, *numbers, slopes, position = inputs
     o, lse, kc, vc = output
-    ctx.save_for_backward(q, k, v, o, lse, kc, vc, reach, seen, order, start)
+    ctx.save_for_backward(q, k, v, o, lse, kc, vc, reach, seen, order, start, slopes, position)
     ctx.numbers = numbers
     ctx.mark_non_differentiable(lse, kc, vc)
     ctx.set_materialize_grads(False)
@@ -455,7 +525,7 @@ def _keep(ctx, inputs, output):
 
 def _backward(ctx, do, *_unused):
     gradients = sep_attention_backward(do, *ctx.saved_tensors, *ctx.numbers)
-    return (*gradients, *[None] * 8)
+    return (*gradients, *[None] * 10)
 
 
 sep_attention_forward.register_autograd(_backward, setup_context=_keep)
@@ -475,14 +545,16 @@ def run_forward(
     q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor,
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
     first: int, window: int, max_landmarks: int, scale: float, o: Tensor, lse: Tensor, tile: Tile,
+    slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``o`` and ``lse``."""
+    told, bias = _bias(reach, slopes, position)
     descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
     _forward_kernel[grid](
-        q, *descriptors, reach, seen, order, reach if start is None else start, o, lse, scale * LOG2_E,
+        q, *descriptors, reach, seen, order, reach if start is None else start, *told, o, lse, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
         k.shape[2], q.shape[2], first, window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
-        **constants, **options,
+        **constants, **bias, **options,
     )  # fmt: skip
 
 
@@ -491,21 +563,24 @@ def run_query_gradient(
     reach: Tensor, seen: Tensor, order: Tensor, start: Tensor | None,
     first: int, window: int, max_landmarks: int, scale: float,
     o: Tensor, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, tile: Tile,
+    slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``dq`` and ``delta``."""
+    told, bias = _bias(reach, slopes, position)
     descriptors, grid, constants, options = _query_block_arguments(q, k, v, kc, vc, start, window, tile)
     _query_gradient_kernel[grid](
-        q, *descriptors, reach, seen, order, reach if start is None else start, o, do, lse, delta, dq,
+        q, *descriptors, reach, seen, order, reach if start is None else start, *told, o, do, lse, delta, dq,
         scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
         k.shape[2], q.shape[2], first, window, q.shape[1], k.shape[1], q.shape[1] // k.shape[1], max_landmarks, GAP,
-        **constants, **options,
+        **constants, **bias, **options,
     )  # fmt: skip
 
 
 def run_key_gradient(
     q: Tensor, k: Tensor, v: Tensor, order: Tensor, first: int, scale: float,
     do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, tile: Tile,
+    slopes: Tensor | None = None, position: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``dk`` and ``dv``."""
     B, H, R, D = q.shape
@@ -513,11 +588,12 @@ def run_key_gradient(
     tma = tile.descriptors and all(map(_describable, (q, do)))
     q_rows, do_rows = (_descriptor(x, tile.queries) for x in (q, do)) if tma else (q, do)
     blocks = triton.cdiv(S + GAP - 1, tile.keys)
+    told, bias = _bias(order, slopes, position)
     _key_gradient_kernel[(B * N * blocks,)](
-        q_rows, k, v, order, do_rows, lse, delta, dk, dv, scale * LOG2_E, scale,
+        q_rows, k, v, order, *told, do_rows, lse, delta, dk, dv, scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
         S, R, first, H, N, blocks, GAP,
-        D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, **_options(tile),
+        D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, **bias, **_options(tile),
     )  # fmt: skip
 
 
@@ -538,6 +614,15 @@ def _query_block_arguments(
         "INNER": start is None and window >= positions + tile.keys, "PACKED": start is not None, "TMA": tma,
     }  # fmt: skip
     return keys, (triton.cdiv(R, positions) * B * (H // heads),), constants, _options(tile)
+
+
+def _bias(unused: Tensor, slopes: Tensor | None, position: Tensor | None) -> tuple[tuple[Tensor, Tensor], dict]:
+    """The two tensors of a bias, ``unused`` in the place of one that is not there, and which of them there are."""
+    if slopes is None:
+        return (unused, unused), {"BIAS": 0}
+    return (slopes.contiguous(), unused if position is None else position.contiguous()), {
+        "BIAS": 1 + (position is not None)
+    }
 
 
 def _options(tile: Tile) -> dict[str, int]:

@@ -26,7 +26,8 @@ class Decoder(GPTModel):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.operations, self.loss_chunk = operations, loss_chunk
         losses = operations.token_losses
-        self.token_losses: TokenLosses = torch.compile(losses, dynamic=False) if compiled else losses
+        traced = compiled and not getattr(losses, "_torchdynamo_disable", False)  # what torch.compiler.disable sets
+        self.token_losses: TokenLosses = torch.compile(losses, dynamic=False) if traced else losses
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """position_ids: [B, T], or [2, B, T], segments and places in them, of which the places are embedded."""

@@ -117,10 +117,11 @@ class MuonWithAdamW(Optimizer):
         """This rank's part of the update of a matrix, fp32, of the size of AdamW's."""
         whole = part if split is None else self._joined(part, split)
         turned: Tensor = _zeropower_via_newtonschulz(whole, (DEFAULT_A, DEFAULT_B, DEFAULT_C), DEFAULT_NS_STEPS, EPS)
-        found = turned.to(part.dtype) * (_RMS_OF_ADAMW * max(whole.shape) ** 0.5)
+        found: Tensor = turned.to(part.dtype) * (_RMS_OF_ADAMW * max(whole.shape) ** 0.5)
         if split is None:
             return found
-        return found.chunk(dist.get_world_size(self._group), split)[dist.get_rank(self._group)]
+        own: Tensor = found.chunk(dist.get_world_size(self._group), split)[dist.get_rank(self._group)]
+        return own
 
     def _joined(self, part: Tensor, split: int) -> Tensor:
         parts = [torch.empty_like(part) for _ in range(dist.get_world_size(self._group))]

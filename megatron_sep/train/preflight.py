@@ -123,20 +123,28 @@ def _of_the_job(config: RunConfig, need: Need) -> Iterator[str]:
         dirs["data.cache"] = config.data.cache
     for name, path in dirs.items():
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
+            _try_to_write(path)
         except OSError as error:
             yield f"{name}={path}: cannot be written to ({error.strerror}); set another one"
-    if checkpoints.is_dir():
+    if config.dir.is_dir():
         yield from _space(config, need, checkpoints)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Leaves no folder that was not there. Raises OSError."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for path in made:
+        path.rmdir()
 
 
 def _space(config: RunConfig, need: Need, checkpoints: Path) -> Iterator[str]:
     there = finished_checkpoints(checkpoints)
     one = _bytes_of(there[-1]) if there else need.checkpoint
     more = 1 if config.checkpoint.keep is None else max(1, config.checkpoint.keep + 1 - len(there))
-    free = shutil.disk_usage(checkpoints).free
+    free = shutil.disk_usage(config.dir).free
     if more * one > free:
         yield (
             f"{checkpoints}: {more} more checkpoint(s) of {_gb(one)} each do not fit into the {_gb(free)} that are "

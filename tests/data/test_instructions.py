@@ -129,7 +129,7 @@ def test_prompts_give_no_gradient_and_the_loss_is_one_mean(tiny: Callable[..., R
         losses.append(float(run.engine.forward_backward(iter(batches), len(batches))))
     (batch,) = batches
     with torch.no_grad():
-        each = run.engine._module(batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT)
+        each = run.engine._modules[0](batch.ids_BT, batch.position_BT, batch.plans, labels=batch.labels_BT)
     learnt = torch.from_numpy(run.train_data.samples.take(0, 8).weights)[:, 1:] > 0
     assert losses[0] == pytest.approx(float(each[learnt].mean()), rel=1e-5)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

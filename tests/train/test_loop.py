@@ -64,7 +64,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tiny: Callable[..., Run
     from megatron_sep.train.loop import DivergedError, train
 
     run = build(tiny(train={"max_skipped_steps": 3, "eval_every": 0}))
-    model = run.engine._module
+    model = run.engine._modules[0]
     with torch.no_grad():
         model.output_layer.weight[5, 5] = math.inf
     before = {name: p.clone() for name, p in model.named_parameters()}

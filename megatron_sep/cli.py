@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,38 @@ def show(config: RunPath, overrides: Overrides = None) -> None:
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="YAML of a run that is to fit", show_default=False)] = None,
+    overrides: Overrides = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="measure instead each rank of the job that this is started in")
+    ] = False,
+) -> None:
+    """Say what is installed, what computes a run, and whether it fits; a line with ! is in its way (exit code 1)."""
+    from megatron_sep.config import load_config
+
+    run_config = None if config is None else load_config(config, overrides or ())
+    warnings.simplefilter("ignore")  # of what libraries do not find; the lines below say it
+    from megatron_sep.report.doctor import doctor as examine_machine
+
+    if distributed:
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
+
+        with process_groups(run_config.parallel if run_config else ParallelConfig()) as topology:
+            from megatron_sep.report.doctor_ranks import examine
+
+            for line in examine(topology):
+                topology.say(line)
+        return
+    lines = []
+    for line in examine_machine(run_config):
+        typer.echo(line)
+        lines.append(line)
+    raise typer.Exit(any(line.startswith("!") for line in lines))
 
 
 @app.command()
@@ -254,6 +287,13 @@ def generate(
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given again")] = None,
     prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line, all in one batch")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines to write, one for each of --prompts, thousands if need be; goes on with what it has"
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="with --out: texts that are continued at once")] = 32,
     attention: Annotated[
         Path | None, typer.Option(help="YAML with another pattern than the model's own; see configs/attention/")
     ] = None,
@@ -283,6 +323,12 @@ def generate(
         from megatron_sep.generate.session import open_session, read_prompts
 
         sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+        if out is not None:
+            from megatron_sep.generate.folder import continue_file
+
+            options = {"attention": attention, "streaming": streaming, "positions": positions, "prefill": prefill}
+            typer.echo(continue_file(checkpoint, prompts, out, prompt or (), rows, sampling, options), err=True)
+            return
         texts = read_prompts(prompt or (), prompts)
         session = open_session(checkpoint, attention, streaming, positions, prefill)
     cache = session.attachment.new_cache()

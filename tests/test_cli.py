@@ -199,6 +199,9 @@ def test_mask_refuses_what_it_cannot_draw(run_yaml: Path, tmp_path: Path) -> Non
         (["--prompt", "a", "--attention", sys.executable], "can't decode byte"),
         (["--prompt", "a", "--temperature", "nan"], "temperature=nan: must be a finite number of at least 0"),
         (["--prompt", "a", "--seed", str(2**70)], f"seed={2**70}: must be from 0 to 2^63 - 1"),
+        (["--prompt", "a", "--out", "out.jsonl"], "--out out.jsonl: takes the prompts of a file; pass --prompts FILE"),
+        (["--prompts", "none.txt", "--out", "out.jsonl"], "--prompts none.txt: cannot be read"),
+        (["--prompt", "a", "--prefill", "dense"], "--prefill dense: is of a cache of bounded size"),
         (["--prompt", "a", "--positions", "cache"], "--positions cache: is of a cache of bounded size"),
     ],
 )

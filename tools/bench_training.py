@@ -79,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="steps of a block")
     parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--rows", nargs="+", default=[], metavar="OPERATION=ROW", help="instead of those of auto")
+    parser.add_argument("--loss-chunk", type=int, help="tokens whose logits exist at once")
     parser.add_argument("--profile", action="store_true", help="print where the GPU's time goes")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -123,6 +124,7 @@ def our_step(ids_BT1: torch.Tensor, pattern: AttentionPattern, options: argparse
         precision="bf16",
         seed=1,
         compiled=True,
+        loss_chunk=options.loss_chunk,
         other_backends=dict(choice.split("=") for choice in options.rows),
     )
     engine = MegatronEngine(

@@ -106,7 +106,7 @@ def activation_bytes(model: ModelConfig, parallel: ParallelConfig) -> float:
     34 bytes a token and value of the width are a layer's (arXiv 2205.05198, eq. 2, without the scores).
     """
     tokens = model.sequence_length / parallel.context
-    in_flight = model.num_layers
+    in_flight: float = model.num_layers
     if parallel.virtual_pipeline > 1:
         in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
     kept = 2 * tokens * model.hidden_size * in_flight / parallel.tensor

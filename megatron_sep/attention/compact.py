@@ -25,10 +25,11 @@ def compact(plan: MaskPlan, kept_BT: Tensor, spans: tuple[range, ...]) -> Compac
 
     What the queries of a span see must be kept, and nothing that is kept comes after the last span. Rows differ in how
     many keys they keep before a span: the slots of those that keep fewer begin with empty ones, which no span sees.
-    Between a key that is seen because it is near and the query that sees it, all keys are seen and kept; so no distance
-    inside a window changes, and none beyond it becomes one within. Waits for the device: meant for ids on the host.
+    Between a key that is seen because it is near and the query that sees it, all keys are seen and kept, so no distance
+    inside a window changes; in a row of one document none beyond it becomes one within. Waits for the device: meant for
+    ids on the host.
     """
-    slot_BT, found, count = _slots(kept_BT, spans)
+    slot_BT, in_slots, count = _slots(kept_BT, spans)
     batch, length = plan.reach_BT.shape
     next_BT = torch.full((batch, length + 1), count, device=slot_BT.device)
     within_BT = torch.zeros_like(plan.landmark_BT)
@@ -48,12 +49,11 @@ def compact(plan: MaskPlan, kept_BT: Tensor, spans: tuple[range, ...]) -> Compac
         start_BK = torch.arange(count, dtype=torch.int32, device=slot.device).repeat(batch, 1)
         start_BK[b, slot] = next_BT[b, plan.start_BT[b, t].long()].to(torch.int32)
     most = int(landmark_BK.sum(1).max())
-    return Compacted(
-        MaskPlan(min(plan.window, count), landmark_BK, reach_BK, False, start_BK, most), slot_BT, tuple(found)
-    )
+    window = min(plan.window, count)
+    return Compacted(MaskPlan(window, landmark_BK, reach_BK, False, start_BK, most), slot_BT, in_slots)
 
 
-def _slots(kept_BT: Tensor, spans: tuple[range, ...]) -> tuple[Tensor, list[range], int]:
+def _slots(kept_BT: Tensor, spans: tuple[range, ...]) -> tuple[Tensor, tuple[range, ...], int]:
     """A slot for each key, the slots of the spans, and their number."""
     slot_BT = torch.zeros_like(kept_BT, dtype=torch.int64)
     found: list[range] = []
@@ -66,4 +66,4 @@ def _slots(kept_BT: Tensor, spans: tuple[range, ...]) -> tuple[Tensor, list[rang
         found.append(range(first + width, first + width + len(span)))
         slot_BT[:, span.start : span.stop] = torch.arange(found[-1].start, found[-1].stop, device=slot_BT.device)
         first, past = found[-1].stop, span.stop
-    return slot_BT, found, first
+    return slot_BT, tuple(found), first

@@ -1,4 +1,9 @@
 """The engines that a run can be trained by; a new one is a class of ``train.engine.Engine`` and a row."""
 
-ENGINES = {"megatron": "megatron_sep.train.megatron_engine:MegatronEngine"}
-"""``module:class`` by the name that ``train.engine`` and a checkpoint's manifest give; imported when it is chosen."""
+MUON = "megatron_sep.train.muon_engine:MuonEngine"
+"""What the engine megatron is where `optimizer.kind` is muon."""
+ENGINES = {
+    "megatron": "megatron_sep.train.megatron_engine:MegatronEngine",
+    "deepspeed": "megatron_sep.train.deepspeed_engine:DeepSpeedEngine",
+}
+"""``module:class`` by the name that ``parallel.engine`` and a checkpoint's manifest give; imported once chosen."""

@@ -4,7 +4,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron_sep.config.schema import ModelConfig, ParallelConfig, TrainConfig
+    from megatron_sep.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 
 
 def split_mistakes(model: "ModelConfig", parallel: "ParallelConfig") -> list[str]:
@@ -27,6 +27,36 @@ def split_mistakes(model: "ModelConfig", parallel: "ParallelConfig") -> list[str
         for name, size, by in checks
         if size % prod(by.values())
     ]
+
+
+def engine_mistakes(parallel: "ParallelConfig", train: "TrainConfig", optimizer: "OptimizerConfig") -> list[str]:
+    """Of what an engine is asked to train with and cannot."""
+    muon, deepspeed = optimizer.kind == "muon", parallel.engine == "deepspeed"
+    checks = (
+        (
+            muon and parallel.engine != "megatron",
+            f"optimizer.kind=muon turns whole matrices, which parallel.engine={parallel.engine} cuts into pieces: set "
+            "parallel.engine=megatron, or optimizer.kind=adamw",
+        ),
+        (
+            muon and train.precision == "fp16",
+            "optimizer.kind=muon trains in bf16 or fp32: set train.precision, or optimizer.kind=adamw",
+        ),
+        (
+            deepspeed and train.precision == "fp16",
+            "parallel.engine=deepspeed trains in bf16 or fp32: set train.precision, or parallel.engine=megatron",
+        ),
+        (
+            deepspeed and train.cuda_graphs == "on",
+            "train.cuda_graphs=on needs parallel.engine=megatron; DeepSpeed's passes talk to other ranks",
+        ),
+        (
+            parallel.zero_stage == 3 and train.compile == "on",
+            "parallel.zero_stage=3 gathers each layer when it runs, which train.compile=on cannot follow; set "
+            "train.compile=off or a lower zero_stage",
+        ),
+    )
+    return [message for wrong, message in checks if wrong]
 
 
 def job_mistakes(parallel: "ParallelConfig", train: "TrainConfig | None", processes: int) -> list[str]:

@@ -70,6 +70,9 @@ def _rest(values: Tree) -> Tree:
     if "make_vocab_size_divisible_by" in values:
         multiple = values["make_vocab_size_divisible_by"] * values.get("model_parallel_size", 1)
         found = {"model.vocab_multiple": multiple}
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage > 1:
+        found |= {"parallel.engine": "deepspeed", "parallel.zero_stage": stage}
     _check_rest(values)
     if values.get("finetune") and "load" in values:
         found["checkpoint.init_from"] = values["load"]
@@ -108,11 +111,6 @@ def _data(values: Tree) -> Tree:
 
 
 def _check_rest(values: Tree) -> None:
-    stage = values.get("zero_optimization", {}).get("stage", 0)
-    if stage > 1:
-        raise NeoxError(
-            f"zero_optimization.stage={stage} is refused: the optimizer state alone is split among the ranks (ZeRO-1)"
-        )
     if values.get("zero_optimization", {}).get("cpu_offload"):
         raise NeoxError("zero_optimization.cpu_offload=True is refused: the optimizer state stays on the device")
     if "load" in values and not values.get("finetune") and values["load"] != values.get("save"):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES
-from megatron_sep.config.layout import split_mistakes
+from megatron_sep.config.layout import engine_mistakes, split_mistakes
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -290,8 +290,13 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its schedule; the defaults are Pythia-160m's."""
+    """AdamW, or Muon beside it, and the schedule; the defaults are Pythia-160m's."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the layers by Muon, at the rate and decay of AdamW (arXiv 2502.16982), the rest by AdamW.
+    Its state is whole on every data-parallel rank: 8 bytes a weight of a matrix, where AdamW's 12 are shared."""
+    momentum: Decay = 0.95
+    """Of Muon."""
     lr: Annotated[float, Field(gt=0)] = 6e-4
     min_lr: Annotated[float, Field(ge=0)] = 6e-5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -344,8 +349,6 @@ class TrainConfig(Section):
     """Sequences of one optimizer step, over all ranks."""
     micro_batch_size: PositiveInt = 16
     """Sequences of one forward pass of one rank."""
-    engine: str = "megatron"
-    """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     loss_scale: LossScaleConfig = LossScaleConfig()
     seed: Seed = 1234
@@ -358,6 +361,12 @@ class TrainConfig(Section):
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
     """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
+    operations: dict[str, str] = {}
+    """Implementations by operation, as in {layernorm: apex}, instead of those that fit best; named in
+    kernels/registry.py."""
+    loss_chunk: PositiveInt | None = None
+    """Tokens whose logits exist at once: less memory, and the output layer's product is computed twice. null: all of a
+    micro-batch."""
     eval_every: NonNegativeInt = 1000
     """Steps between validations; 0: none."""
     eval_batches: PositiveInt = 10
@@ -366,17 +375,23 @@ class TrainConfig(Section):
     """Stop after so many steps in a row that change no weight: their gradient is not finite, or a spike is skipped."""
     spike: SpikeConfig = SpikeConfig()
 
-    @field_validator("engine")
+    @field_validator("operations")
     @classmethod
-    def _engine_is_known(cls, engine: str) -> str:
-        if engine not in ENGINES:
-            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
-        return engine
+    def _attention_has_its_own_key(cls, operations: dict[str, str]) -> dict[str, str]:
+        if "sep_attention" in operations:
+            raise ValueError(f"sep_attention={operations['sep_attention']}: set attention.backend to it")
+        return operations
 
 
 class ParallelConfig(Section):
     """What is left of the processes is data-parallel; the optimizer state is split among those (ZeRO-1)."""
 
+    engine: str = "megatron"
+    """What runs forward, backward and the optimizer over all ranks, and writes the checkpoints' tensors. megatron, or
+    deepspeed: data-parallel alone, with `zero_stage` 1, 2 or 3, in bf16 or fp32."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """What the data-parallel ranks split among themselves. 1: the optimizer's state; 2: gradients too; 3: weights too.
+    2 and 3 need `engine: deepspeed`."""
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
     virtual_pipeline: PositiveInt = 1
@@ -389,15 +404,35 @@ class ParallelConfig(Section):
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 5.0
     """How long a process waits for one that died, froze or hangs before the job ends; a year at most."""
 
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, engine: str) -> str:
+        if engine not in ENGINES:
+            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
+        return engine
+
     @model_validator(mode="after")
-    def _parts_need_the_whole(self) -> Self:
-        wrong = []
-        if self.sequence_parallel and self.tensor == 1:
-            wrong.append("sequence_parallel=true needs tensor > 1")
-        if self.virtual_pipeline > 1 and self.pipeline == 1:
-            wrong.append(f"virtual_pipeline={self.virtual_pipeline} needs pipeline > 1")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+    def _axes_agree(self) -> Self:
+        axes = ("tensor", "pipeline", "context")
+        split = [f"{axis}={getattr(self, axis)}" for axis in axes if getattr(self, axis) > 1]
+        checks = (
+            (self.sequence_parallel and self.tensor == 1, "sequence_parallel=true needs tensor > 1"),
+            (
+                self.virtual_pipeline > 1 and self.pipeline == 1,
+                f"virtual_pipeline={self.virtual_pipeline} needs pipeline > 1",
+            ),
+            (
+                self.engine == "megatron" and self.zero_stage > 1,
+                f"zero_stage={self.zero_stage} needs engine=deepspeed; megatron's splits the optimizer's state alone",
+            ),
+            (
+                self.engine == "deepspeed" and bool(split),
+                f"engine=deepspeed is data-parallel alone: set {', '.join(split)} to 1, or engine=megatron",
+            ),
+        )
+        mistakes = [message for wrong, message in checks if wrong]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
 
@@ -472,12 +507,18 @@ class RunConfig(Section):
                 f"checkpoint.init_step={self.checkpoint.init_step} leaves nothing of train.steps={self.train.steps}",
             ),
             (
+                self.parallel.sequence_parallel and self.train.loss_chunk is not None,
+                f"train.loss_chunk={self.train.loss_chunk} would gather the sequence anew for each chunk: set "
+                "parallel.sequence_parallel: false, or train.loss_chunk: null",
+            ),
+            (
                 self.train.spike.policy == "rollback" and self.data.order == "neox",
                 "train.spike.policy=rollback takes more samples than the run has steps, data.order=neox holds no more: "
                 "set another of the two",
             ),
         )
         mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)
+        mistakes += engine_mistakes(self.parallel, self.train, self.optimizer)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_sep.config import RunConfig, sketch_config
 from megatron_sep.config.schema import ModelConfig
+from megatron_sep.convert.model_card import model_card
 from megatron_sep.data.tokenizer import copy_tokenizer, load_tokenizer
 from megatron_sep.errors import UserError
 from megatron_sep.files import written_aside
@@ -93,7 +94,11 @@ def _write_hugging_face(source: OpenedSource, partial: Path, _: Path) -> None:
     _write_index(partial)
     package = resources.files("megatron_sep")
     (partial / "modeling_sep.py").write_text((package / "convert" / "modeling_sep.py").read_text())
+    (partial / "sep_cache.py").write_text((package / "convert" / "sep_cache.py").read_text())
     (partial / "sep_pattern.py").write_text((package / "attention" / "pattern.py").read_text())
+    (partial / "README.md").write_text(model_card(source, rules, eod), encoding="utf-8")
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors writes for its owner alone, and a tokenizer brings the mode that it had
 
 
 def _write_groups(source: OpenedSource, folder: Path, name: str, spelled: Spelling) -> torch.dtype:

@@ -1,16 +1,17 @@
 """GPTNeoX and Llama of transformers with Sep-Attention; shipped inside an export beside `sep_pattern.py`.
 
 `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` computes what the model was trained with, from
-`sep_attention` of config.json and transformers alone. The cache keeps every token: the result is that of the training
-mask, not a smaller memory.
+`sep_attention` of config.json and transformers alone: the result is that of the training mask, and a DynamicCache,
+which `generate` makes, keeps the keys and values that can still be seen and frees the others.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicLayer, GPTNeoXForCausalLM, LlamaForCausalLM
+from transformers import Cache, DynamicCache, GPTNeoXForCausalLM, LlamaForCausalLM
 
+from .sep_cache import columns_in, free, ids_in, prepare, remember
 from .sep_pattern import AttentionPattern, document_numbers
 
 
@@ -24,11 +25,12 @@ class SepAttention:
         pattern = AttentionPattern(sep["window"], sep["sinks"], tuple(sep["separator_ids"]), sep["stride"])
         own = [AttentionPattern() if i in full else pattern for i in range(config.num_hidden_layers)]
         self._patterns = list(dict.fromkeys(own))
+        self._pattern_of_layer = [self._patterns.index(each) for each in own]
         self._document_end = sep["document_end"]
         self.base_model.register_forward_pre_hook(self._see, with_kwargs=True)
         self.base_model.register_forward_hook(_remember, with_kwargs=True)
-        for layer, each in zip(self.base_model.layers, own, strict=True):
-            layer.register_forward_pre_hook(_MaskOf(self._patterns.index(each)), with_kwargs=True)
+        for number, layer in enumerate(self.base_model.layers):
+            layer.register_forward_pre_hook(_MaskOf(number, self._pattern_of_layer[number]), with_kwargs=True)
 
     def _see(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Put the masks of all patterns in the place of the attention mask."""
@@ -41,63 +43,86 @@ class SepAttention:
                 f"attn_implementation={self.config._attn_implementation!r} takes no mask of its own for each layer; "
                 "load the model with attn_implementation='sdpa'"
             )
-        ids = _with_past(kwargs["input_ids"], kwargs.get("past_key_values"))
+        cache = self._cache_for(kwargs)
+        ids = _with_past(kwargs["input_ids"], cache)
         real = _real(kwargs.get("attention_mask"), ids)
         _check_positions(kwargs.get("position_ids"), real)
-        return (), kwargs | {"attention_mask": self._masks(ids, real, kwargs["input_ids"].shape[1])}
+        plans = self._plans(ids, real)
+        if cache is not None:
+            free(cache, plans)
+        masks = self._masks(plans, kwargs["input_ids"].shape[1], cache)
+        return (), kwargs | {"attention_mask": masks, "past_key_values": cache}
 
-    def _masks(self, ids: Tensor, real: Tensor, queries: int) -> Tensor:
-        """[B, patterns, queries, tokens], 0 where a query sees a key; padding is a document of its own."""
+    def _cache_for(self, kwargs: dict[str, Any]) -> Any:
+        """The cache of the call, or a new one where one is wanted; an empty one is told what to keep."""
+        cache, wanted = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        if cache is None and (self.config.use_cache if wanted is None else wanted):
+            cache = DynamicCache(config=self.config)
+        if cache is not None and not cache.get_seq_length():
+            prepare(cache, self._pattern_of_layer, [pattern.evicts for pattern in self._patterns])
+        return cache
+
+    def _plans(self, ids: Tensor, real: Tensor) -> list[Any]:
+        """Of each pattern over all tokens so far; padding is a document of its own."""
         document = real.long()
         if self._document_end is not None:
             document = document + 2 * document_numbers(ids, self._document_end)
-        new = range(ids.shape[1] - queries, ids.shape[1])
-        seen = torch.stack([pattern.plan(ids, document, queries=new).dense() for pattern in self._patterns], 1)
-        return torch.zeros_like(seen, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
+        return [pattern.plan(ids, document) for pattern in self._patterns]
 
-
-class _MaskOf:
-    """A hook that leaves a layer, of the masks of all patterns, its own."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __call__(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"attention_mask": kwargs["attention_mask"][:, self.index : self.index + 1]}
-
-
-class _Ids(DynamicLayer):
-    """The ids of the tokens that a cache holds, as one more layer of it: what moves its texts moves them too."""
-
-
-def _ids_in(cache: Any) -> Any:
-    return next((layer for layer in cache.layers if isinstance(layer, _Ids)), None)
-
-
-def _with_past(input_ids: Tensor, cache: Any) -> Tensor:
-    """All ids up to now."""
-    length = 0 if cache is None else int(cache.get_seq_length())
-    if cache is not None and cache.get_mask_sizes(input_ids.shape[1], 0)[0] != length + input_ids.shape[1]:
-        raise ValueError(f"a {type(cache).__name__} has room of a fixed size; pass a DynamicCache, or none")
-    if not length:
-        return input_ids
-    ids = _ids_in(cache)
-    if ids is None or ids.get_seq_length() != length:
-        raise ValueError("past_key_values was not made by this model: the ids of its tokens are not known; start anew")
-    if len(ids.keys) != len(input_ids):
-        raise ValueError(f"the cache holds {len(ids.keys)} sequences, input_ids {len(input_ids)}; start a new cache")
-    return torch.cat([ids.keys[:, 0, :, 0], input_ids], 1)
+    def _masks(self, plans: list[Any], queries: int, cache: Any) -> Tensor:
+        """[B, patterns, queries, keys], 0 where a query sees a key; a pattern with fewer keys has them at the end."""
+        seen = [_seen(plan, queries, columns_in(cache, number)) for number, plan in enumerate(plans)]
+        most = max(each.shape[-1] for each in seen)
+        whole = torch.stack([torch.nn.functional.pad(each, (most - each.shape[-1], 0)) for each in seen], 1)
+        return torch.zeros_like(whole, dtype=self.dtype).masked_fill(~whole, torch.finfo(self.dtype).min)
 
 
 def _remember(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
     """A hook that leaves the ids of the new tokens in the cache."""
     cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        return
-    if _ids_in(cache) is None:
-        cache.layers.append(_Ids())
-    ids = kwargs["input_ids"][:, None, :, None]
-    _ids_in(cache).update(ids, ids[..., :0])
+    if cache is not None and ids_in(cache) is not None and cache.get_seq_length():
+        remember(cache, kwargs["input_ids"])
+
+
+def _seen(plan: Any, queries: int, columns_BC: Any) -> Tensor:
+    """Which keys the last tokens see: bool [B, queries, keys]. The keys are all, or some older ones and theirs."""
+    length = plan.reach_BT.shape[1]
+    new = range(length - queries, length)
+    if columns_BC is None:
+        return plan.of_queries(new).dense()
+    new_Q = torch.arange(new.start, new.stop, device=columns_BC.device)
+    columns_BC = torch.cat([columns_BC, new_Q.expand(len(columns_BC), -1)], 1)
+    row_B11 = torch.arange(len(columns_BC), device=columns_BC.device)[:, None, None]
+    seen_BQC = plan.visible(row_B11, new_Q[:, None], columns_BC.clamp(min=0)[:, None])
+    return seen_BQC & (columns_BC >= 0)[:, None]
+
+
+class _MaskOf:
+    """A hook that leaves a layer, of the masks of all patterns, its own, for the keys that it attends to."""
+
+    def __init__(self, layer: int, pattern: int) -> None:
+        self.layer, self.pattern = layer, pattern
+
+    def __call__(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs["attention_mask"][:, self.pattern : self.pattern + 1]
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        if cache is not None:
+            layer = cache.layers[self.layer]
+            mask = mask[..., -(getattr(layer, "held", layer.get_seq_length()) + mask.shape[2]) :]
+        return args, kwargs | {"attention_mask": mask}
+
+
+def _with_past(input_ids: Tensor, cache: Any) -> Tensor:
+    """All ids up to now."""
+    length = 0 if cache is None else int(cache.get_seq_length())
+    if not length:
+        return input_ids
+    ids = ids_in(cache)
+    if ids is None or ids.get_seq_length() != length:
+        raise ValueError("past_key_values was not made by this model: the ids of its tokens are not known; start anew")
+    if len(ids.keys) != len(input_ids):
+        raise ValueError(f"the cache holds {len(ids.keys)} sequences, input_ids {len(input_ids)}; start a new cache")
+    return torch.cat([ids.keys[:, 0, :, 0], input_ids], 1)
 
 
 def _real(attention_mask: Any, ids: Tensor) -> Tensor:
@@ -110,7 +135,13 @@ def _real(attention_mask: Any, ids: Tensor) -> Tensor:
             f"attention_mask of shape {shape and tuple(shape)} for {tuple(ids.shape)} tokens, those of the cache "
             "included: pass 0 at padding and 1 elsewhere, of the shape of the tokens"
         )
-    return attention_mask == 1
+    real = attention_mask == 1
+    if bool(((real[:, 1:] & ~real[:, :-1]).sum(1) + real[:, 0] > 1).any()):
+        raise ValueError(
+            "attention_mask has padding between tokens of a text; pad before or behind it, and pass the mask where the "
+            "text itself has the token that generate takes for padding"
+        )
+    return real
 
 
 def _check_positions(position_ids: Any, real: Tensor) -> None:

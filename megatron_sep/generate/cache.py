@@ -11,9 +11,10 @@ from transformers import Cache
 
 from megatron_sep.generate.group import Group
 from megatron_sep.generate.layer_policies import CacheError, LayerPolicy, check_positions, check_scored, first_policy
-from megatron_sep.generate.layout import Layout, of_mask, restarts
+from megatron_sep.generate.layout import Layout, of_mask, restarts, whole_at_end
 from megatron_sep.generate.policies import H2O, ScorePolicy, SnapKV
 from megatron_sep.generate.rotary import Rotary
+from megatron_sep.generate.rows import clear_texts, put_texts
 from megatron_sep.generate.scored import HeavyHitters, Prompts
 from megatron_sep.generate.scores import Scoring
 from megatron_sep.generate.slots import ROLLBACK, SLACK, Slots
@@ -115,15 +116,45 @@ class SepCache(Cache):  # type: ignore[misc]
         if layout.starts_BT is not None:
             self._check_packable()
         if not self.groups:
-            self.groups = {policy: self._group(policy, n, ids_BT) for policy, n in Counter(self.policies).items()}
+            self.open(len(ids_BT), ids_BT.device)
         self._new = ids_BT.shape[1]
-        self._new_whole = self._new + self._whole_columns if layout.real_BT is None else _whole_at_end(layout.real_BT)
+        self._new_whole = self._new + self._whole_columns if layout.real_BT is None else whole_at_end(layout.real_BT)
         own_BT, *_ = [group.begin(ids_BT, layout) for group in self.groups.values()]
         if first_policy(self.policies).positions != "text":
             return own_BT
         if position_ids is not None:
             return position_ids.expand_as(own_BT)
         return own_BT if self._since_B is None else (own_BT - self._since_B[:, None]).clamp(min=0)
+
+    def open(self, batch: int, device: torch.device) -> None:
+        """Of an empty cache one of ``batch`` empty texts."""
+        self.groups = {policy: self._group(policy, n, batch, device) for policy, n in Counter(self.policies).items()}
+
+    def put(self, rows: Sequence[int], texts: "SepCache") -> bool:
+        """In the place of the texts at ``rows`` those of another cache of the same policies, in its order.
+
+        Were stores replaced, so that a CUDA graph is void? Raises CacheError for policies that look at scores.
+        """
+        replaced = []
+        for policy, group in self.groups.items():
+            if not isinstance(group, Slots):
+                raise CacheError(
+                    f"{policy}: its texts stay where they are; pass an AttentionPattern or StreamingPattern"
+                )
+            replaced.append(put_texts(group, rows, texts.groups[policy]))  # type: ignore[arg-type]
+        self.columns = max(self.columns, texts.columns)
+        return any(replaced)
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """Nothing in the place of the texts at ``rows``."""
+        for group in self.groups.values():
+            if isinstance(group, Slots):
+                clear_texts(group, rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys and values now."""
+        return sum(group.num_bytes for group in self.groups.values())
 
     def attend(
         self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float, scoring: Scoring | None = None
@@ -182,7 +213,7 @@ class SepCache(Cache):  # type: ignore[misc]
             seen += weight * float(group.live_R.sum())
             whole += weight * float(group.full_R.sum())
             queries += weight * float(group.seen_R.sum())
-        return Retention(seen, whole, queries, sum(group.num_bytes for group in self.groups.values()))
+        return Retention(seen, whole, queries, self.num_bytes)
 
     def blocks(self) -> list[tuple[int, dict[str, float]]]:
         """Slots in use now: for each policy how many layers it has, and by block the mean over texts and heads."""
@@ -305,14 +336,14 @@ class SepCache(Cache):  # type: ignore[misc]
         self._most_columns = self._whole_columns = 0
         self._since_B, self._next_since_B, self._broken = None, None, False
 
-    def _group(self, policy: LayerPolicy, num_layers: int, ids_BT: Tensor) -> Group:
+    def _group(self, policy: LayerPolicy, num_layers: int, batch: int, device: torch.device) -> Group:
         if isinstance(policy, ScorePolicy):
-            return _SCORED[type(policy)](policy, num_layers, len(ids_BT), ids_BT.device)
+            return _SCORED[type(policy)](policy, num_layers, batch, device)
         return Slots(
             policy if isinstance(policy, tuple) else (policy,),
             num_layers,
-            len(ids_BT),
-            ids_BT.device,
+            batch,
+            device,
             document_end=self.document_end,
             rotary=self.rotary,
             slack=self.slack,
@@ -366,8 +397,3 @@ class SepCache(Cache):  # type: ignore[misc]
 def _captures(ids_BT: Tensor) -> bool:
     """Does a CUDA graph of the pass come into being, which can look at nothing?"""
     return ids_BT.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _whole_at_end(real_BT: Tensor) -> int:
-    """How many of the last columns are padding in no row."""
-    return int(real_BT.all(0).flip(0).int().cumprod(0).sum())

@@ -38,7 +38,7 @@ class Decoder:
         if not self._wanted:
             return self._run(ids_B1)
         if self.cache.room():
-            self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
+            self.forget()
         if self._graph is None:
             self._steps += 1
             if self._steps <= _WARM_UP:
@@ -52,6 +52,10 @@ class Decoder:
         self._ids_B1.copy_(ids_B1)
         self._graph.replay()
         return self._logits_BV
+
+    def forget(self) -> None:
+        """The stores of the cache were replaced: the next step is captured anew."""
+        self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
 
     def _run(self, ids_B1: Tensor) -> Tensor:
         logits: Tensor = self.model(ids_B1, past_key_values=self.cache).logits[:, -1]

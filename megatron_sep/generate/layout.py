@@ -96,3 +96,8 @@ def restarts(position_BT: Tensor, running_BT: Tensor, real_BT: Tensor | None) ->
             "document; pass none, and the cache counts them"
         )
     return starts_BT
+
+
+def whole_at_end(real_BT: Tensor) -> int:
+    """How many of the last columns are padding in no row."""
+    return int(real_BT.all(0).flip(0).int().cumprod(0).sum())

@@ -47,13 +47,17 @@ class Sampling:
 
 @dataclass
 class Continuation:
-    """One text of a batch as it grows."""
+    """One text of a batch as it grows. A token is decoded with the last few alone, however long the text is."""
 
     tokenizer: Tokenizer
     random: torch.Generator
     ids: list[int] = field(default_factory=list)
     shown: str = ""
     done: bool = False
+    _before: int = 0
+    """Tokens before those that the next piece is decoded with."""
+    _complete: int = 0
+    """Tokens whose text was given."""
 
     def add(self, token: int) -> str:
         """Take a token; returns the text that is new with it. The end-of-document token ends the text."""
@@ -61,10 +65,13 @@ class Continuation:
             self.done = True
             return ""
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
-        if text.endswith("\ufffd"):  # half of a character
+        known = self.tokenizer.decode(self.ids[self._before : self._complete])
+        text = self.tokenizer.decode(self.ids[self._before :])
+        if text.endswith("\ufffd") or len(text) <= len(known):  # half of a character
             return ""
-        new, self.shown = text[len(self.shown) :], text
+        self._before, self._complete = self._complete, len(self.ids)
+        new = text[len(known) :]
+        self.shown += new
         return new
 
 
@@ -76,7 +83,7 @@ def stream(
 
     A prompt's continuation depends on it and the seed alone, whatever stands beside it in the batch.
     """
-    ids_BT, mask_BT = _padded([tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts], tokenizer.eod_id)
+    ids_BT, mask_BT = padded([tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts], tokenizer.eod_id)
     device = decoder.model.device
     texts = [Continuation(tokenizer, torch.Generator().manual_seed(sampling.seed)) for _ in prompts]
     logits_BV = decoder.read(ids_BT.to(device), mask_BT.to(device))
@@ -119,7 +126,7 @@ def cache_lines(cache: SepCache, formula: float | None) -> str:
     return "\n".join(lines)
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, T] of texts of unequal length, padded on the left."""
     length = max(len(row) for row in rows)
     ids = torch.tensor([[fill] * (length - len(row)) + list(row) for row in rows])

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megatron_sep.attention.pattern import FOREVER
+from megatron_sep.generate.blocks import blocks_of
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
 from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scores import Scoring, attend_shaped
+from megatron_sep.generate.step import count_step, evict
 from megatron_sep.kernels.sep_attention import sep_attention
 from megatron_sep.kernels.sep_decode import compact, decode_attention
 from megatron_sep.kernels.sep_decode.reference import attend_one
@@ -93,31 +94,8 @@ class Slots:
         return sum(store.numel() * store.element_size() for store in stores if store is not None)
 
     def blocks(self) -> dict[str, Tensor]:
-        """Slots in use by block, int64 [R] each; a separator in the window counts as window.
-
-        Where an eviction is due at a capacity, those of the past window, which have come since the last one, are told
-        from those that it left: between them and the newest token nothing is missing.
-        """
-        slot = torch.arange(self.num_slots, device=self.device)
-        used_RC = slot < self.length_R[:, None]
-        sink_RC = used_RC & (self.place_RC - self.document_R[:, None] < self.policy.sinks)
-        window = self.policy.window
-        since_R = self.seen_R - (FOREVER if window is None else window)
-        window_RC = used_RC & ~sink_RC & (self.place_RC >= since_R[:, None])
-        kept_RC = used_RC & ~sink_RC & ~window_RC & self.landmark_RC
-        past_RC = used_RC & ~sink_RC & ~window_RC & ~kept_RC
-        dead_RC = past_RC & (self.reach_end_RC <= self.seen_R[:, None])
-        since_RC = self.place_RC - slot == (self.seen_R - self.length_R)[:, None]
-        new_RC = kept_RC & since_RC if self.policy.capacity is not None else torch.zeros_like(kept_RC)
-        masks = {
-            "sinks": sink_RC,
-            "separators": kept_RC & ~new_RC,
-            "separators of the past window": new_RC,
-            "past window": past_RC & ~dead_RC,
-            "to be freed": dead_RC,
-            "window": window_RC,
-        }
-        return {name: mask_RC.sum(1) for name, mask_RC in masks.items()}
+        """Slots in use by block, int64 [R] each; a separator in the window counts as window."""
+        return blocks_of(self)
 
     def begin(self, ids_BT: Tensor, layout: Layout) -> Tensor:
         """Take new tokens in. Returns the position ids that the model rotates queries and keys by, int64 [B, T]."""
@@ -225,15 +203,22 @@ class Slots:
             self.keys_LBKCD, self.values_LBKCD = self.keys_LBKCD[:, rows_B], self.values_LBKCD[:, rows_B]
         self.batch = len(rows_B)
 
+    def make_room(self, length: int) -> bool:
+        """For texts that were read elsewhere and hold ``length`` tokens; were stores replaced?"""
+        grows, self._most = length + 1 > self.num_slots, max(self._most, length)
+        if grows:
+            self._grow(length + SPARE)
+        self._reads_prompt = self.policy.capacity is not None and length >= self.policy.capacity
+        return grows
+
     def _begin_step(self, ids_B1: Tensor) -> Tensor:
         self.room()
         self._ids_B1 = ids_B1
         every = len(self.policies)
         place_B1 = (self.seen_R - self.document_R)[::every, None]
-        landmark_BK = torch.cat([policy.landmarks_at(ids_B1, place_B1) for policy in self.policies], 1)
-        reach_BK = torch.cat(
-            [policy.reaches(landmark_BK[:, i : i + 1]) for i, policy in enumerate(self.policies)], dim=1
-        )
+        landmarks = [policy.landmarks_at(ids_B1, place_B1) for policy in self.policies]
+        reaches = [policy.reaches(each) for policy, each in zip(self.policies, landmarks, strict=True)]
+        landmark_BK, reach_BK = torch.cat(landmarks, 1), torch.cat(reaches, 1)
         slot_R1 = self.length_R[:, None].long()
         self.place_RC.scatter_(1, slot_R1, self.seen_R[:, None])
         self.reach_end_RC.scatter_(1, slot_R1, end_of_reach(self.seen_R, reach_BK.flatten())[:, None])
@@ -242,11 +227,7 @@ class Slots:
 
     def _end_step(self) -> None:
         assert self._ids_B1 is not None
-        slot = torch.arange(self.num_slots, device=self.device)
-        self.live_R += ((self.reach_end_RC > self.seen_R[:, None]) & (slot <= self.length_R[:, None])).sum(1)
-        self.seen_R += 1
-        self.full_R += self.seen_R
-        self.length_R += 1
+        count_step(self.reach_end_RC, self.length_R, self.seen_R, self.live_R, self.full_R)
         self._most += 1
         if self.evicts:
             self._evict()
@@ -255,25 +236,10 @@ class Slots:
             self.length_R.masked_fill_(ends_R, 0)
             self.document_R.copy_(torch.where(ends_R, self.seen_R, self.document_R))
 
-    def _due_and_kept(self) -> tuple[Tensor, Tensor]:
-        """Which rows evict now, bool [R], and which of their slots stay, bool [R, C]."""
-        kept_RC = self.policy.survivors(self.landmark_RC, self.length_R)
-        if self.policy.capacity is not None:
-            return self.length_R >= self.policy.capacity, kept_RC
-        kept_RC = kept_RC & (self.reach_end_RC > self.seen_R[:, None] - self.rollback)
-        return self.length_R - kept_RC.sum(1) >= self.slack, kept_RC
-
     def _evict(self) -> None:
-        due_R, kept_RC = self._due_and_kept()
-        slot, rank_RC = torch.arange(self.num_slots, device=self.device), kept_RC.cumsum(1)
-        source_RC = slot.new_zeros(len(kept_RC), self.num_slots + 1)
-        source_RC.scatter_(1, torch.where(kept_RC, rank_RC - 1, self.num_slots), slot.expand_as(kept_RC))
-        source_RC = torch.where(due_R[:, None], source_RC[:, :-1], slot)
-        for table_RC in (self.place_RC, self.reach_end_RC, self.landmark_RC):
-            table_RC.copy_(table_RC.gather(1, source_RC))
-        self.length_R.copy_(torch.where(due_R, rank_RC[:, -1], self.length_R))
+        tables = self.place_RC, self.reach_end_RC, self.landmark_RC
+        source_RC, due_R = evict(self.policy, tables, self.length_R, self.seen_R, self.slack, self.rollback)
         if self.keys_LBKCD is not None and self.values_LBKCD is not None:
-            source_RC = source_RC.to(torch.int32)
             compact(self.keys_LBKCD, self.values_LBKCD, source_RC, self.length_R, due_R, backend=self.backend)
 
     def _begin_chunk(self, ids_BT: Tensor, layout: Layout) -> Tensor:

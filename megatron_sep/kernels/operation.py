@@ -65,9 +65,13 @@ class Operation:
         """What computes such calls, imported. Raises BackendError."""
         return self.choose(call, backend).load()
 
+    def automatic(self, call: Call) -> Implementation | None:
+        """The first row that takes such calls unasked, or None."""
+        return next((row for row in self.implementations if row.automatic(call) and row.why_not(call) is None), None)
+
     def choose(self, call: Call, backend: str = "auto") -> Implementation:
         """The row of that name; with "auto" the first that can take the call, printed once. Raises BackendError."""
-        first = next((row for row in self.implementations if row.automatic(call) and row.why_not(call) is None), None)
+        first = self.automatic(call)
         if backend == "auto":
             if first is None:
                 reasons = (f"{row.name}: {row.why_not(call) or 'only by name'}" for row in self.implementations)

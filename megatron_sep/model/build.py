@@ -84,6 +84,7 @@ def build_model(
     backend: str = "auto",
     other_backends: Mapping[str, str] = MappingProxyType({}),
     recompute: Recompute = False,
+    loss_chunk: int | None = None,
     compiled: bool = False,
     chunk: int = 0,
 ) -> Decoder:
@@ -93,6 +94,7 @@ def build_model(
 
     Call it with ids, positions, and in place of the attention mask the plans of ``attention.layers.plan_layers``.
     ``backend`` is that of Sep-Attention, ``other_backends`` those of other operations by name, "auto" where not named.
+    ``loss_chunk``: at most so many tokens have their logits at once (not with ``sequence_parallel``).
     """
     if vocab_size % topology.tensor.size:
         raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={topology.tensor.size}")
@@ -111,6 +113,7 @@ def build_model(
     built = Decoder(
         config=transformer_config(model, topology, precision, sequence_parallel),
         operations=operations,
+        loss_chunk=loss_chunk,
         transformer_layer_spec=decoder_block(
             num_layers=len(topology.layers(model.num_layers, chunk)),
             operations=operations,

@@ -29,14 +29,13 @@ def token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
     return losses_TB.T.contiguous()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def triton_token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
     """Three numbers a token cross between the ranks; the logits are read once forward and overwritten backward."""
-    from megatron_sep.kernels.cross_entropy.triton import TokenLosses
+    from megatron_sep.kernels.cross_entropy.triton import part_losses
 
     group, part = get_tensor_model_parallel_group(), logits_TBV.shape[2]
-    losses_BT: Tensor = TokenLosses.apply(  # type: ignore[no-untyped-call]
-        logits_TBV, labels_BT, group.rank() * part, group.size() * part, partial(_merged, group)
+    losses_BT: Tensor = part_losses(
+        labels_BT, logits_TBV, group.rank() * part, group.size() * part, partial(_merged, group)
     )
     return losses_BT
 

@@ -123,6 +123,7 @@ def topology() -> Topology:
         device=current_device(),
         chunks=groups.get_virtual_pipeline_model_parallel_world_size() or 1,
         data_group=groups.get_data_parallel_group(),
+        tensor_group=groups.get_tensor_model_parallel_group(),
         flags=Flags(current_device(), dist.get_world_size()),
         watch=_watches[0],
         context_group=groups.get_context_parallel_group(),

@@ -40,6 +40,8 @@ class Topology:
     """Parts of the layers that this pipeline stage holds: more than 1 under an interleaved schedule."""
     data_group: dist.ProcessGroup | None = None
     """The processes that differ in ``data`` alone; None: all of them."""
+    tensor_group: dist.ProcessGroup | None = None
+    """The processes that differ in ``tensor`` alone; None: all of them."""
     context_group: dist.ProcessGroup | None = None
     """The processes that differ in ``context`` alone; None: all of them."""
     token_group: dist.ProcessGroup | None = None

@@ -24,9 +24,10 @@ _NO_MATTER = (
     "train.cuda_graphs",
     "train.deterministic",
     "train.recompute",
+    "train.operations",
+    "train.loss_chunk",
     "train.micro_batch_size",
     "train.max_skipped_steps",
-    "train.engine",
     "attention.backend",
     "data.cache",
 )

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from megatron_sep.config.engines import ENGINES
+from megatron_sep.config.engines import ENGINES, MUON
+from megatron_sep.data.extras import needs_extra
 from megatron_sep.train.microbatch import Microbatch
 
 
@@ -45,6 +46,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other engines whose checkpoints it loads."""
 
     @abstractmethod
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -75,7 +78,11 @@ class Engine(ABC):
         """Take over what ``begin_save`` wrote, in this or another layout. Raises CheckpointError."""
 
 
-def engine_class(name: str) -> Any:
-    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is."""
-    module, kind = ENGINES[name].split(":")
-    return getattr(importlib.import_module(module), kind)
+def engine_class(name: str, optimizer: str = "adamw") -> Any:
+    """The class of an engine; called with the model and the sections it needs, as ``MegatronEngine`` is.
+
+    Raises MissingLibraryError, naming the extra that brings the engine's library.
+    """
+    module, kind = (MUON if optimizer == "muon" else ENGINES[name]).split(":")
+    with needs_extra("deepspeed", "deepspeed"):
+        return getattr(importlib.import_module(module), kind)

@@ -24,6 +24,7 @@ from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
+from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
@@ -43,6 +44,9 @@ class MegatronEngine(Engine):
     """Trains a Decoder with the optimizer of its operations; every rank of the job holds one, or one a chunk."""
 
     name = "megatron"
+    reads = ("deepspeed",)
+    splits_optimizer = True
+    """Do the data-parallel ranks share the optimizer's state (ZeRO-1)?"""
 
     def __init__(
         self,
@@ -55,28 +59,37 @@ class MegatronEngine(Engine):
         sequence_length: int,
         micro_batch_size: int,
         cuda_graphs: str = "auto",
+        zero_stage: int = 1,
         further_chunks: Sequence[Decoder] = (),
     ) -> None:
         """``further_chunks``: those after the first, of an interleaved pipeline."""
+        if zero_stage != 1:
+            raise ParallelError(
+                f"parallel.zero_stage={zero_stage}: this engine splits the optimizer's state alone; set 1"
+            )
         self._topology, self._config = topology, optimizer
         self._sequence_length, self._micro_batch_size = sequence_length, micro_batch_size
         core = model.config
         self._weights = [model, *further_chunks]
         self._modules = self._weights if precision == "fp32" else [Float16Module(core, c) for c in self._weights]
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+            use_distributed_optimizer=self.splits_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
         self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
         self._adamw: AdamW = model.operations.adamw
-        self._optimizer = _optimizer(self._models, self._adamw, optimizer, precision, loss_scale)
-        self._rounded = _rounded(self._optimizer)
-        if self._adamw.rounds:
-            self._optimizer.optimizer.rounded = self._rounded
+        self._optimizer = self._make_optimizer(precision, loss_scale)
         self._own_work = OwnWork(topology.device)
         core.finalize_model_grads_func = self._finalize
         core.grad_scale_func = self._optimizer.scale_loss
         self._run = get_forward_backward_func()
         self._recorder = _recorder(cuda_graphs, core, topology)
+
+    def _make_optimizer(self, precision: str, loss_scale: LossScaleConfig) -> MegatronOptimizer:
+        optimizer = _optimizer(self._models, self._adamw, self._config, precision, loss_scale)
+        self._rounded = _rounded(optimizer)
+        if self._adamw.rounds:
+            optimizer.optimizer.rounded = self._rounded
+        return optimizer
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; returns that loss over all ranks, an fp32 scalar."""
@@ -194,18 +207,13 @@ class MegatronEngine(Engine):
 
     def _state(self, loading: bool = False) -> Tree:
         """Weights, optimizer and loss scale as megatron-core's sharded state dict, for saving or as a frame to load."""
-        found = [_tensors_alone(module.sharded_state_dict()) for module in self._modules]
-        weights = found[0] if len(found) == 1 else {f"chunk{i}": chunk for i, chunk in enumerate(found)}
+        weights = self._saved_weights()
         with adam_of(self._adamw.library, self._adamw.kind):
             optimizer = self._optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_SHARDING)
         return {"model": weights, "optimizer": optimizer}
 
     def _take_over(self, state: Tree) -> None:
-        for i, model in enumerate(self._weights):
-            chunk = state["model"] if len(self._weights) == 1 else state["model"][f"chunk{i}"]
-            missing, unexpected = model.load_state_dict(chunk, strict=False)
-            assert not unexpected
-            assert all(name.endswith(_EXTRA_STATE) for name in missing)
+        self._load_weights(state["model"])
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
         with adam_of(self._adamw.library, self._adamw.kind):
@@ -221,6 +229,18 @@ class MegatronEngine(Engine):
         self._optimizer.load_parameter_state_from_fully_reshardable(moments)
         for parameter, step in steps.items():
             per_parameter[parameter]["step"] = step
+
+    def _saved_weights(self) -> Tree:
+        """As megatron-core saves them; of several chunks, each under its own."""
+        found = [_tensors_alone(module.sharded_state_dict()) for module in self._modules]
+        return found[0] if len(found) == 1 else {f"chunk{i}": chunk for i, chunk in enumerate(found)}
+
+    def _load_weights(self, weights: Tree) -> None:
+        for i, model in enumerate(self._weights):
+            chunk = weights if len(self._weights) == 1 else weights[f"chunk{i}"]
+            missing, unexpected = model.load_state_dict(chunk, strict=False)
+            assert not unexpected
+            assert all(name.endswith(_EXTRA_STATE) for name in missing)
 
     def _schedule(self, microbatches: Iterable[Microbatch], count: int, forward_only: bool) -> Tensor:
         copies = tee(microbatches, len(self._models))  # each chunk runs through all of them

@@ -185,7 +185,7 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         whole = config.model.model_copy(update={"vocab_size": resolved.vocab_size})
         for part in (model, *further_chunks):
             load_weights(part, source, whole, topology)
-    engine: Engine = engine_class(config.train.engine)(
+    engine: Engine = engine_class(config.parallel.engine, config.optimizer.kind)(
         model,
         topology,
         config.optimizer,
@@ -194,9 +194,16 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
         sequence_length=config.model.sequence_length,
         micro_batch_size=config.train.micro_batch_size,
         cuda_graphs=config.train.cuda_graphs,
+        zero_stage=config.parallel.zero_stage,
         **({"further_chunks": further_chunks} if further_chunks else {}),
     )
     return engine
+
+
+def _compiled(config: RunConfig, topology: Topology) -> bool:
+    """Whether layers are compiled; under ZeRO 3 a weight is there only while its layer runs."""
+    asked = config.train.compile
+    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
 
 
 def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:
@@ -211,8 +218,10 @@ def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Deco
             precision=train.precision,
             seed=train.seed,
             backend=config.attention.backend,
+            other_backends=train.operations,
+            loss_chunk=train.loss_chunk,
             recompute=train.recompute,
-            compiled=train.compile == "on" or (train.compile == "auto" and topology.device.type == "cuda"),
+            compiled=_compiled(config, topology),
             chunk=chunk,
         )
         for chunk in range(topology.chunks)

@@ -12,9 +12,9 @@ from megatron_sep.files import versions
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.changes import Began, ChangedError, check_changes
 from megatron_sep.train.checkpoint import Checkpoints
-from megatron_sep.train.engine import Engine
+from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.history import History, read_history
-from megatron_sep.weights.sealed import CheckpointError, TrainState, check_fits, describe
+from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ def find_start(
         return Start(config, read, None)
     found = describe(newest)
     check_fits(newest, found, config.model, vocab_size)
-    if found.engine != config.train.engine:
-        raise CheckpointError(
-            f"{newest}: was written by the engine {found.engine!r}, train.engine is {config.train.engine!r}; set "
-            "train.engine as it was, or start a new dir from these weights with checkpoint.init_from"
-        )
+    _check_goes_on(newest, found, config)
     then, now = Began(found.config, found.contents), Began(config, read)
     try:
         changes = topology.tell(lambda: check_changes(then, now, allow_change))
@@ -68,6 +64,22 @@ def find_start(
         history.add("change refused", step=found.state.step, message=str(refused))
         raise
     return Start(config, read, newest, tuple(changes))
+
+
+def _check_goes_on(newest: Path, found: Description, config: RunConfig) -> None:
+    """Raises CheckpointError for the checkpoint of an engine or of an optimizer that these cannot go on from."""
+    then, kind = found.config.optimizer.kind, config.optimizer.kind
+    if then != kind:
+        raise CheckpointError(
+            f"{newest}: has the state of optimizer.kind={then}, which {kind} has no use for; set it as it was, or "
+            "start a new dir from these weights with checkpoint.init_from"
+        )
+    engine = config.parallel.engine
+    if found.engine not in (engine, *engine_class(engine).reads):
+        raise CheckpointError(
+            f"{newest}: was written by the engine {found.engine!r}, parallel.engine is {engine!r}; set "
+            "parallel.engine as it was, or start a new dir from these weights with checkpoint.init_from"
+        )
 
 
 def take_up(start: Start, engine: Engine, history: History, topology: Topology) -> TrainState:

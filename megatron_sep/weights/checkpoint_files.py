@@ -19,23 +19,30 @@ from megatron_sep.weights.safe_metadata import read_metadata
 from megatron_sep.weights.tensor_files import UNREADABLE, Shape, WeightsError
 
 _STACK = "decoder.layers."
+OPTIMIZER_STATE = "optimizer.state"
+"""Begins the name of what an optimizer keeps for a weight: its kind and the weight's name follow."""
 
 
 class CheckpointFiles:
-    """The weights of a training checkpoint, which stacks its layers: one layer is read at a time.
+    """The weights of a training checkpoint, or what its optimizer keeps for each weight, under the weight's name.
 
-    megatron-core itself can only load all layers of a stack at once.
+    The checkpoint stacks its layers; one layer is read at a time. megatron-core itself can only load all layers of a
+    stack at once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, of_optimizer: str | None = None) -> None:
+        """``of_optimizer``: "param" (the fp32 weights), "exp_avg" or "exp_avg_sq"; None: the model's weights."""
         self._reader = FileSystemReader(path)
         metadata = read_metadata(path)
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._path = path
+        self._prefix = "" if of_optimizer is None else f"{OPTIMIZER_STATE}.{of_optimizer}."
         self._saved = {
-            key: value
+            key.removeprefix(self._prefix): value
             for key, value in metadata.state_dict_metadata.items()
-            if isinstance(value, TensorStorageMetadata) and not key.startswith("optimizer.")
+            if isinstance(value, TensorStorageMetadata)
+            and key.startswith(self._prefix)
+            and (self._prefix or not key.startswith("optimizer."))
         }
         self._check_size()
 
@@ -57,7 +64,7 @@ class CheckpointFiles:
         sizes = torch.Size([1, *saved.size[1:]]) if stacked else saved.size
         offsets = torch.Size([int(number) if stacked else 0, *[0] * (len(sizes) - 1)])
         frame = torch.empty(sizes, dtype=saved.properties.dtype, device="cpu")
-        wanted = create_read_items_for_chunk_list(key, saved, [ChunkStorageMetadata(offsets, sizes)])
+        wanted = create_read_items_for_chunk_list(self._prefix + key, saved, [ChunkStorageMetadata(offsets, sizes)])
         try:
             self._reader.read_data(LoadPlan(wanted), _Into(frame)).wait()
         except UNREADABLE as error:

@@ -94,7 +94,11 @@ def _weights_alone(path: Path) -> Files:
     return SafetensorsFiles(sorted(path.glob("weights-*.safetensors")))
 
 
-_READERS: dict[str, Callable[[Path], Files]] = {"weights": _weights_alone, "megatron": CheckpointFiles}
+_READERS: dict[str, Callable[[Path], Files]] = {
+    "weights": _weights_alone,
+    "megatron": CheckpointFiles,
+    "deepspeed": CheckpointFiles,
+}
 """How the tensors that an engine wrote are read without it."""
 
 

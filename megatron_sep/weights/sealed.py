@@ -20,8 +20,9 @@ from megatron_sep.errors import UserError
 from megatron_sep.files import flush, flush_tree, read_json, remove, sha256, versions
 
 Tree = dict[str, Any]
-FORMAT = 2
-"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's."""
+FORMAT = 3
+"""Of a manifest written today. 1 had no number and no `engine`: its tensors are megatron-core's. 2 had the setting
+`parallel.engine` under `train`."""
 _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
 _SEAL = "manifest.sha256"
@@ -244,7 +245,17 @@ def _name_engine(manifest: Tree) -> Tree:
     return {**manifest, "format": 2, "description": {**manifest["description"], "engine": engine}}
 
 
-_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine}
+def _move_engine(manifest: Tree) -> Tree:
+    description = manifest["description"]
+    if "config" not in description:
+        return {**manifest, "format": 3}
+    config, train = description["config"], dict(description["config"].get("train", {}))
+    moved = {"engine": train.pop("engine")} if "engine" in train else {}
+    config = {**config, "train": train, "parallel": {**config.get("parallel", {}), **moved}}
+    return {**manifest, "format": 3, "description": {**description, "config": config}}
+
+
+_UPGRADES: dict[int, Callable[[Tree], Tree]] = {1: _name_engine, 2: _move_engine}
 """From a format to the next one."""
 
 

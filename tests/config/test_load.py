@@ -125,6 +125,11 @@ def test_all_mistakes_come_at_once_with_the_nearest_key(tmp_path: Path) -> None:
         ({"optimizer": {"lr": 1e-5, "min_lr": 1e-4}}, "min_lr=0.0001 is above lr"),
         ({"data": {"path": "x", "split": [0.5, 0.2, 0.2]}}, "adds up to 0.9"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel=true needs tensor > 1"),
+        (
+            {"parallel": {"tensor": 2, "sequence_parallel": True}, "train": {"loss_chunk": 64}},
+            "train.loss_chunk=64 would gather the sequence anew for each chunk",
+        ),
+        ({"train": {"operations": {"sep_attention": "flex"}}}, "sep_attention=flex: set attention.backend to it"),
         ({"parallel": {"tensor": 5}}, "does not divide by parallel.tensor=5"),
         ({"parallel": {"pipeline": 2, "virtual_pipeline": 4}}, "pipeline x parallel.virtual_pipeline=8"),
         ({"parallel": {"virtual_pipeline": 2}}, "virtual_pipeline=2 needs pipeline > 1"),

@@ -161,6 +161,22 @@ def test_variants_become_values(changes: dict[str, object], expected: dict[str, 
     assert {name: getattr(attention, name) for name in expected} == expected
 
 
+def test_zero_2_and_3_are_deepspeeds(files: Path) -> None:
+    """The stages that GPT-NeoX leaves to DeepSpeed choose its engine, which is data-parallel alone."""
+    text = (
+        (files / "pythia.yml")
+        .read_text()
+        .replace('"stage": 1', '"stage": 3')
+        .replace('"fp16": {"fp16"', '"bf16": {"bf16"')
+    )
+    (files / "split.yml").write_text(text)
+    with pytest.raises(ConfigError, match="engine=deepspeed is data-parallel alone: set tensor=2 to 1"):
+        load_config(files / "split.yml")
+    (files / "zero.yml").write_text(text.replace('"model-parallel-size": 2', '"model-parallel-size": 1'))
+    parallel = load_config(files / "zero.yml").parallel
+    assert (parallel.engine, parallel.zero_stage) == ("deepspeed", 3)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -174,7 +190,6 @@ def test_variants_become_values(changes: dict[str, object], expected: dict[str, 
             "'USE_BiPE': True",
             "use_bipe=True is refused: bilevel positions are not part of this program; use_bipe=False",
         ),
-        ("'zero_optimization': {'stage': 3}", "zero_optimization.stage=3 is refused"),
         ("'optimizer': {'type': 'sm3'}", "optimizer.type='sm3': AdamW is the only optimizer"),
         (
             "'vocab-file': 'a/gpt2-vocab.json', 'merge-file': 'b/merges.txt', 'tokenizer_type': 'GPT2BPETokenizer'",

@@ -107,6 +107,34 @@ def test_the_rule_that_is_shipped_is_the_rule(exported: tuple[RunConfig, Path]) 
     assert (exported[1] / "sep_pattern.py").read_bytes() == Path(pattern.__file__).read_bytes()
 
 
+def test_its_files_are_for_everybody_and_its_card_tells_the_rest(exported: tuple[RunConfig, Path]) -> None:
+    """Mode 0644 whatever wrote them; the pattern, what was measured, and code that names the files there are."""
+    config, folder = exported
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"- the newest {config.attention.window} tokens, itself included" in card
+    assert "- the first 2 tokens of the document\n- every separator" in card
+    assert "Layers 0 see every earlier token." in card
+    lines = [json.loads(line) for line in (config.dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert f"| training loss, nats a token | {losses[-1]:.4g} |" in card
+    assert {name for name in card.split("`") if name.endswith(".py")} == {path.name for path in folder.glob("*.py")}
+
+
+def test_saved_again_it_is_the_same_model(exported: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    """Loaded and saved by transformers and loaded again, 80 tokens with a small cache are those of no cache at all."""
+    first = AutoModelForCausalLM.from_pretrained(exported[1], trust_remote_code=True)
+    first.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    options: dict[str, Any] = {"max_new_tokens": 80, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    ids = torch.randint(1, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    made = again.generate(ids, return_dict_in_generate=True, **options)
+    assert torch.equal(made.sequences, first.eval().generate(ids, use_cache=False, **options))
+    full, windowed = (layer.keys.shape[-2] for layer in made.past_key_values.layers[:2])
+    assert windowed < full == 99
+
+
 def test_check_compares_the_pattern_too(exported: tuple[RunConfig, Path], tmp_path: Path) -> None:
     """Out and in again both differences are under 1e-5; with another window in config.json, that of the pattern is not.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_sep.attention.annealing import Annealing
+from megatron_sep.attention.context import context_plans
 from megatron_sep.attention.layers import layer_patterns, plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.rules import LayerRules
@@ -13,6 +14,7 @@ from megatron_sep.config.schema import AnnealingConfig, ModelConfig
 from megatron_sep.kernels.sep_attention.index import indexed_layers
 from megatron_sep.parallel.device import current_device
 from megatron_sep.parallel.groups import topology
+from megatron_sep.parallel.share import Share
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -112,3 +114,33 @@ def test_fused_rows_stay_in_the_graph(monkeypatch: pytest.MonkeyPatch, parallel_
 
 
 FUSED = dict.fromkeys(("layernorm", "open_residual", "split_rotated", "bias_gelu", "cross_entropy"), "triton")
+
+
+def test_the_plans_of_a_context_parallel_rank_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three micro-batches with other landmarks, of a rank alone: loss and gradients of whole plans, graphs of one."""
+    from torch._dynamo.utils import counters
+
+    from megatron_sep.model.build import build_model
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, sequence_length=LENGTH)
+    build = partial(build_model, config, topology(), vocab_size=64, precision="fp32", seed=1, backend="reference")
+    plain, compiled = build(), build(compiled=True, recompute="selective")
+    graphs = []
+    torch._dynamo.reset()
+    counters.clear()
+    for seed in range(3):
+        ids = torch.randint(0, 64, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
+        plans = RULES.plans(ids)
+        parts = indexed_layers(context_plans(plans, Share(0, 1, LENGTH), current_device()))
+        ids, whole = ids.to(current_device()), [plan.to(current_device()) for plan in plans]
+        position = torch.arange(LENGTH, device=ids.device).expand_as(ids)
+        losses = [model(ids, position, of, labels=ids).mean() for model, of in ((plain, whole), (compiled, parts))]
+        torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+        for loss in losses:
+            loss.backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2] > 0
+    for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=1e-4)

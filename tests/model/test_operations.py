@@ -59,6 +59,16 @@ def test_a_model_of_references_computes_the_same(norm: str) -> None:
     check_equal(plain, built(config))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("row", ["torch", "triton"])
+def test_a_loss_by_chunks_is_the_loss(row: str, tied: bool) -> None:
+    """Chunks that do not divide the tokens, down to one position at a time: losses and every gradient; logits too."""
+    config = CONFIG.model_copy(update={"tie_embeddings": tied})
+    for chunk in (1, 20):
+        chunked = built(config, loss_chunk=chunk, other_backends={"cross_entropy": row})
+        check_equal(chunked, built(config))
+
+
 class ToyNorm(nn.Module):
     """x * weight."""
 

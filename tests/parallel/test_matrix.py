@@ -26,6 +26,7 @@ SECTIONS = {
     "optimizer": {"decay_steps": STEPS},
     "checkpoint": {"every": 1000},
 }
+PROCESSES = sorted({layout.processes for layout in LAYOUTS.values()})
 FIRST_STEP = "train.steps=1"
 """A run of one step leaves a checkpoint with its gradients; then it goes on to the last."""
 
@@ -44,7 +45,7 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             one = Cell("data 2", attention, "kept")
             for more in ([FIRST_STEP], []):
                 train_here(folder, one.one, *one.settings, *more)
-        for processes in sorted({layout.processes for layout in LAYOUTS.values()}):
+        for processes in PROCESSES:
             train_in_a_job(folder, processes, cells(processes))
     return folder
 
@@ -68,8 +69,7 @@ def train_in_a_job(folder: Path, processes: int, of: Iterator[Cell]) -> None:
     )
 
 
-CELLS = [cell for layout in LAYOUTS.values() for cell in cells(layout.processes)] if full_run() else []
-CELLS = list(dict.fromkeys(CELLS))
+CELLS = [cell for processes in PROCESSES for cell in cells(processes)] if full_run() else []
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)

@@ -1,5 +1,6 @@
 """The table of the parity matrix: what is split between how many processes, and what is trained."""
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ LAYOUTS = {
     "context 2, interleaved 2": Layout(4, (CONTEXT, *INTERLEAVED)),
 }
 """What is left of the processes is data-parallel."""
+if importlib.util.find_spec("deepspeed") is not None:
+    LAYOUTS |= {
+        f"ZeRO {stage}": Layout(2, ("parallel.engine=deepspeed", f"parallel.zero_stage={stage}")) for stage in (1, 2, 3)
+    }
 
 _SEPLLM = ("attention.window=64", "attention.full_layers=[0, -1]")
 ATTENTIONS = {

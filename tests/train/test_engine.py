@@ -24,7 +24,7 @@ def plain(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setitem(ENGINES, PlainEngine.name, f"{PlainEngine.__module__}:PlainEngine")
 
     def make(**sections: Any) -> RunConfig:
-        return tiny(**sections | {"train": {"engine": PlainEngine.name, **sections.get("train", {})}})
+        return tiny(**sections | {"parallel": {"engine": PlainEngine.name}})
 
     return make
 
@@ -71,7 +71,7 @@ def test_an_engine_is_not_given_another_ones_checkpoint(
     """Resuming with another engine, and reading weights that no reader knows, name the engine and the way out."""
     config = plain()
     train(config)
-    with pytest.raises(CheckpointError, match=r"was written by the engine 'plain', train.engine is 'megatron'; set"):
+    with pytest.raises(CheckpointError, match=r"was written by the engine 'plain', parallel.engine is 'megatron'; set"):
         train(tiny())
     with pytest.raises(SourceError, match=r"written by the engine 'plain'; weights are read from those of weights, m"):
         open_source(config.dir)

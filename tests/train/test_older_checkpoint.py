@@ -57,7 +57,7 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(config: RunConfig) -> None
     assert (run.state.step, run.state.consumed) == (4, 16)
     shutil.rmtree(old)
     new = run.save()
-    assert json.loads((new / "manifest.json").read_text())["format"] == 2
+    assert json.loads((new / "manifest.json").read_text())["format"] == 3
     assert fault_of(new) is None
     assert sums(new) == json.loads((FIXTURE / "sums.json").read_text())
 
@@ -84,11 +84,24 @@ def test_its_weights_are_opened_too(config: RunConfig) -> None:
     assert sum(len(group) for group in source) == 2 * 12 + 4
 
 
+def test_a_setting_that_moved_is_found_where_it_was(config: RunConfig) -> None:
+    """Format 2 had the engine under `train`: it is read, and the run goes on."""
+    path = newest_verified(config.dir / "checkpoints")
+    assert path is not None
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["description"]["engine"] = "megatron"
+    manifest["description"]["config"]["train"]["engine"] = "megatron"
+    rewrite(path, manifest | {"format": 2})
+    assert describe(path).config.parallel.engine == "megatron"
+    assert build(config).state.step == 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, r"has format 3, this version reads 1 to 2; use the version of megatron_sep that wrote it"),
+        ({"format": 4}, r"has format 4, this version reads 1 to 3; use the version of megatron_sep that wrote it"),
         ({"format": 2}, r"says nothing of its engine"),
+        ({"format": 2, "description": {}}, r"says nothing of its config"),
     ],
 )
 def test_a_manifest_that_is_not_known_is_refused_by_name(
@@ -97,9 +110,13 @@ def test_a_manifest_that_is_not_known_is_refused_by_name(
     """A newer format, and one that claims to be of today and lacks what today's has."""
     path = newest_verified(config.dir / "checkpoints")
     assert path is not None
-    manifest = json.loads((path / "manifest.json").read_text()) | change
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-    (path / "manifest.sha256").write_text(digest)
+    rewrite(path, json.loads((path / "manifest.json").read_text()) | change)
     with pytest.raises(CheckpointError, match=message):
         describe(path)
+
+
+def rewrite(checkpoint: Path, manifest: dict[str, Any]) -> None:
+    """Give a checkpoint another manifest, with its sum."""
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+    (checkpoint / "manifest.sha256").write_text(digest)

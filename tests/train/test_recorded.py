@@ -25,7 +25,7 @@ def trained(config: RunConfig) -> tuple[list[tuple[float, ...]], dict[str, torch
     run = build_run(config, topology())
     train(run)
     lines = read_jsonl(config.dir / "metrics.jsonl")
-    weights = {name: weight.detach().clone() for name, weight in run.engine._weights.named_parameters()}
+    weights = {name: weight.detach().clone() for name, weight in run.engine._weights[0].named_parameters()}
     return [tuple(line[name] for name in NUMBERS if name in line) for line in lines], weights
 
 

@@ -157,7 +157,7 @@ def test_the_command_exits_with_75_and_its_last_checkpoint_is_whole(
     while not read_jsonl(config.dir / "metrics.jsonl") and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=120)
     assert run.returncode == 75
     (line,) = [line for line in said.decode().splitlines() if "saved and stopped" in line]
     (name,) = steps_saved(config)

@@ -62,10 +62,17 @@ def _backward_cross_entropy(LOGITS, LABELS, LARGEST, TOTAL, DLOSS, OUT, T, B, fi
     tl.store(OUT + row * V + c, gradient.to(OUT.dtype.element_ty), mask=c < V)
 
 
-@torch.compiler.disable
 def token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
     """See ``cross_entropy.TokenLosses``; the whole vocabulary. The backward pass overwrites the logits."""
-    return TokenLosses.apply(logits_TBV, labels_BT, 0, logits_TBV.shape[2], _alone)
+    return part_losses(labels_BT, logits_TBV, 0, logits_TBV.shape[2], _alone)
+
+
+@torch.compiler.disable
+def part_losses(
+    labels_BT: Tensor, logits_TBV: Tensor, first: int, vocab: int, merged: Callable[[Summary], Summary]
+) -> Tensor:
+    """See ``TokenLosses``. Never traced, also where what calls it is compiled: a graph may not overwrite its inputs."""
+    return TokenLosses.apply(logits_TBV, labels_BT, first, vocab, merged)
 
 
 def _alone(summary: Summary) -> Summary:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from megatron_sep.attention.context import ContextPlan
 from megatron_sep.attention.pattern import MaskPlan
 
-Plan = TypeVar("Plan", MaskPlan, ContextPlan)
 GAP = 128
 """A power of two. No block of the fused kernel has more keys than this, so none holds landmarks and other keys."""
 
@@ -53,7 +52,11 @@ def indexed(plan: MaskPlan | ContextPlan) -> MaskPlan | ContextPlan:
     return replace(plan, index=KeyIndex.of(plan))
 
 
-def indexed_layers(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+@overload
+def indexed_layers(plans: Sequence[MaskPlan]) -> tuple[MaskPlan, ...]: ...
+@overload
+def indexed_layers(plans: Sequence[ContextPlan]) -> tuple[ContextPlan, ...]: ...
+def indexed_layers(plans: Sequence[Any]) -> tuple[Any, ...]:
     """The plans of a model's layers with their indices: layers that share a plan share its index too."""
     made = {plan: indexed(plan) for plan in dict.fromkeys(plans)}
     return tuple(made[plan] for plan in plans)

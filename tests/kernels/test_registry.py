@@ -162,7 +162,9 @@ def test_a_package_that_is_missing_is_the_reason(name: str, row: str, monkeypatc
     for module in [name for name in sys.modules if name.split(".")[0] == row]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, row, None)
-    with pytest.raises(BackendError, match=rf"{row}\.\S+ cannot be imported .*; install it; or choose auto.*'(torch|triton)'"):
+    with pytest.raises(
+        BackendError, match=rf"{row}\.\S+ cannot be imported .*; install it; or choose auto.*'(torch|triton)'"
+    ):
         TABLE[name].resolve(Call(**FUSED), row)
 
 

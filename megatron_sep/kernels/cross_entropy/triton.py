@@ -62,6 +62,7 @@ def _backward_cross_entropy(LOGITS, LABELS, LARGEST, TOTAL, DLOSS, OUT, T, B, fi
     tl.store(OUT + row * V + c, gradient.to(OUT.dtype.element_ty), mask=c < V)
 
 
+@torch.compiler.disable
 def token_losses(labels_BT: Tensor, logits_TBV: Tensor) -> Tensor:
     """See ``cross_entropy.TokenLosses``; the whole vocabulary. The backward pass overwrites the logits."""
     return part_losses(labels_BT, logits_TBV, 0, logits_TBV.shape[2], _alone)

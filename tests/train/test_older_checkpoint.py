@@ -18,6 +18,8 @@ from megatron_sep.weights.sealed import CheckpointError, describe, fault_of, new
 pytestmark = pytest.mark.usefixtures("single_process")
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-of-format-1"
+MOVED = ("data.path", "tokenizer.path")
+"""The older version wrote down no sums of what lies there."""
 EXACT = ("train/lr", "train/consumed", "train/skipped", "attention/visible", "attention/separator_density")
 CLOSE = ("train/loss", "train/grad_norm", "valid/loss")
 
@@ -34,7 +36,7 @@ def config(tmp_path: Path) -> RunConfig:
 def build(config: RunConfig) -> "Run":  # noqa: F821
     from megatron_sep.train.run import build_run
 
-    return build_run(config, topology())
+    return build_run(config, topology(), MOVED)
 
 
 def sums(checkpoint: Path) -> dict[str, str]:
@@ -56,7 +58,9 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(config: RunConfig) -> None
     run = build(config)
     assert (run.state.step, run.state.consumed) == (4, 16)
     shutil.rmtree(old)
-    new = run.save()
+    run.save()
+    new = newest_verified(config.dir / "checkpoints")
+    assert new is not None
     assert json.loads((new / "manifest.json").read_text())["format"] == 3
     assert fault_of(new) is None
     assert sums(new) == json.loads((FIXTURE / "sums.json").read_text())

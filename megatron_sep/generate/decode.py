@@ -1,5 +1,8 @@
 """One token after another through a model with a SepCache; on CUDA a step is one replayed CUDA graph."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,9 +67,11 @@ class Decoder:
     def _warm_up(self, ids_B1: Tensor) -> Tensor:
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), _waits() as waits:
             logits = self._run(ids_B1)
         torch.cuda.current_stream().wait_stream(stream)
+        if waits and self._steps == _WARM_UP:  # for the host, as plain implementations do; no graph repeats that
+            self._wanted = False
         return logits
 
     def _capture(self, ids_B1: Tensor) -> None:
@@ -74,6 +79,21 @@ class Decoder:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits_BV = self._run(self._ids_B1)
+
+
+@contextlib.contextmanager
+def _waits() -> Iterator[list[str]]:
+    """The times that the device is waited for within."""
+    found: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    found += [str(each.message) for each in told if "synchronizing" in str(each.message)]
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

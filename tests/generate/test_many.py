@@ -32,7 +32,7 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=tokenizer.vocab_size, intermediate_size=48, num_key_value_heads=2, **sizes)
     made = LlamaForCausalLM(config).eval().double()
     for parameter in made.parameters():

@@ -1,5 +1,6 @@
 """The fused kernel against the reference: in Triton's interpreter on CPU, compiled on a GPU."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -243,7 +244,11 @@ def test_long_sequences_equal_the_reference(length: int, size: int, packed: bool
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_context_parallel_ranks_compute_a_long_sequence(ranks: int, packed: bool) -> None:
-    """65,536 tokens, each rank's queries over what it holds and is sent: bf16's error, of outputs and gradients."""
+    """65,536 tokens, each rank's queries over what it holds and is sent: bf16's error, of outputs and gradients.
+
+    The gradients of a key that several ranks see are rounded to bf16 by each of them and once more as a sum: the
+    square root of 2 times the error of one rounding.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     length, draw = 65536, Draw(ranks)
     ids = (torch.rand(1, length, generator=draw.generator) < 0.15).long()
@@ -253,7 +258,8 @@ def test_context_parallel_ranks_compute_a_long_sequence(ranks: int, packed: bool
     found = outputs(lambda q, k, v: attend_in_ranks(q, k, v, plan, ranks, "triton"), tensors)
     expected, whole = chunked_reference(plan, tensors), fused_outputs(plan, tensors)
     for name, a, w, e in zip(("o", "dq", "dk", "dv"), found, whole, expected, strict=True):
-        assert relative(a, e) <= max(3e-3, 1.2 * relative(w, e)), name
+        roundings = 2 if name in ("dk", "dv") else 1
+        assert relative(a, e) <= max(3e-3, 1.2 * math.sqrt(roundings) * relative(w, e)), name
 
 
 def small_case(length: int = 70, batch: int = 2, packed: bool = False) -> tuple[MaskPlan, list[Tensor]]:

@@ -3,7 +3,6 @@
 All parameters of a group are one launch: a table holds where they lie, so nothing has to be copied together first.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +18,11 @@ _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 @triton.jit
 def _step_kernel(
-    PLACES, SIZES, CHUNKS, SCALE, FOUND_INF, tensors, lr, decay, eps,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, LOG1: tl.constexpr, LOG2: tl.constexpr,
-    ROUNDED: tl.constexpr, BLOCK: tl.constexpr,
+    PLACES, SIZES, CHUNKS, CORRECTIONS, SCALE, FOUND_INF, tensors, lr, decay, eps,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, ROUNDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """PLACES int64 [6, tensors]: addresses of values, gradients, first and second moments, step counts and weights."""
+    """PLACES int64 [5, tensors]: addresses of values, gradients, first and second moments, and weights. CORRECTIONS
+    fp32 [2, tensors]: 1 - beta^step of each moment."""
     which = tl.load(CHUNKS + 2 * tl.program_id(0))
     i = tl.load(CHUNKS + 2 * tl.program_id(0) + 1) + tl.arange(0, BLOCK)
     size = tl.load(SIZES + which)
@@ -36,9 +35,8 @@ def _step_kernel(
     G = tl.multiple_of(tl.load(PLACES + tensors), 16).to(fp32) + i
     M = tl.multiple_of(tl.load(PLACES + 2 * tensors), 16).to(fp32) + i
     V = tl.multiple_of(tl.load(PLACES + 3 * tensors), 16).to(fp32) + i
-    step = tl.load(tl.load(PLACES + 4 * tensors).to(fp32)).to(tl.float64) + 1
-    correction1 = (1 - tl.exp2(step * LOG1)).to(tl.float32)
-    correction2 = (1 - tl.exp2(step * LOG2)).to(tl.float32)
+    correction1 = tl.load(CORRECTIONS + which)
+    correction2 = tl.load(CORRECTIONS + tensors + which)
 
     g = tl.load(G, mask=there, other=0.0)
     if SCALE is not None:
@@ -53,7 +51,7 @@ def _step_kernel(
     tl.store(M, m, mask=there)
     tl.store(V, v, mask=there)
     if ROUNDED is not None:
-        W = tl.multiple_of(tl.load(PLACES + 5 * tensors), 16).to(tl.pointer_type(ROUNDED)) + i
+        W = tl.multiple_of(tl.load(PLACES + 4 * tensors), 16).to(tl.pointer_type(ROUNDED)) + i
         tl.store(W, p.to(ROUNDED), mask=there)
 
 
@@ -65,16 +63,24 @@ class _Table:
     places: Tensor
     sizes: Tensor
     chunks: Tensor
+    betas_21: Tensor
 
     @classmethod
-    def of(cls, addresses: tuple[int, ...], sizes: list[int], device: torch.device) -> "_Table":
+    def of(
+        cls, addresses: tuple[int, ...], sizes: list[int], betas: tuple[float, float], device: torch.device
+    ) -> "_Table":
         chunks = [(n, start) for n, size in enumerate(sizes) for start in range(0, size, _BLOCK)]
         return cls(
             addresses,
             torch.tensor(addresses, dtype=torch.int64, device=device),
             torch.tensor(sizes, dtype=torch.int64, device=device),
             torch.tensor(chunks, dtype=torch.int64, device=device),
+            torch.tensor(betas, dtype=torch.float64, device=device)[:, None],
         )
+
+    def corrections(self, steps: list[Tensor]) -> Tensor:
+        """1 - beta^step of the step that comes, of each moment and tensor: fp32 [2, N]."""
+        return (1 - self.betas_21 ** (torch.stack(steps).double() + 1)).float()
 
 
 class OnePassAdamW(optim.AdamW):
@@ -97,33 +103,32 @@ class OnePassAdamW(optim.AdamW):
         rounded = getattr(self, "rounded", {})
         weights = [rounded[p] for p in parameters] if rounded else []
         columns = [parameters, [p.grad for p in parameters]]
-        columns += [[self.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")]
-        table = self._table(number, [*columns, weights or parameters])
+        columns += [[self.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq")]
+        steps = [self.state[p]["step"] for p in parameters]
+        table = self._table(number, [*columns, weights or parameters], group["betas"])
         _step_kernel[(len(table.chunks),)](
-            table.places, table.sizes, table.chunks, scale, found_inf,
+            table.places, table.sizes, table.chunks, table.corrections(steps), scale, found_inf,
             len(parameters), group["lr"], group["weight_decay"], group["eps"],
             BETA1=group["betas"][0], BETA2=group["betas"][1],
-            LOG1=math.log2(group["betas"][0]), LOG2=math.log2(group["betas"][1]),
             ROUNDED=_TYPES[weights[0].dtype] if weights else None, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
-        steps = columns[4]
         torch._foreach_add_(steps, 1)
         if found_inf is not None:
             torch._foreach_sub_(steps, [found_inf] * len(steps))
 
-    def _table(self, number, columns):
+    def _table(self, number, columns, betas):
         """The table of a group, made anew only where a tensor lies elsewhere than in the step before."""
         addresses = tuple(tensor.data_ptr() for column in columns for tensor in column)
         tables = self.__dict__.setdefault("tables", {})
         if number not in tables or tables[number].addresses != addresses:
             _check(columns)
-            tables[number] = _Table.of(addresses, [p.numel() for p in columns[0]], columns[0][0].device)
+            tables[number] = _Table.of(addresses, [p.numel() for p in columns[0]], betas, columns[0][0].device)
         return tables[number]
 
 
 def _check(columns):
     """Raises ValueError for tensors that the kernel would read wrongly."""
-    for values, *others, _step, weight in zip(*columns, strict=True):
+    for values, *others, weight in zip(*columns, strict=True):
         for tensor in (values, *others, weight):
             if tensor.numel() != values.numel() or not tensor.is_contiguous() or tensor.data_ptr() % 16:
                 raise ValueError(f"AdamW: {tuple(tensor.shape)} at {tensor.data_ptr()} is not contiguous and aligned")

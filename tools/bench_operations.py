@@ -284,8 +284,6 @@ def adamw(found: AdamW) -> Run:
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
         optimizer.state[parameter].update(found.start(parameter))
-    if found.rounds:
-        optimizer.rounded = {parameter: parameter.detach().bfloat16() for parameter in parameters}  # type: ignore[attr-defined]
     return optimizer.step
 
 

@@ -1,14 +1,13 @@
 """One token after another through a model with a SepCache; on CUDA a step is one replayed CUDA graph."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_sep.generate.cache import SepCache
+from megatron_sep.kernels.call import Call
+from megatron_sep.kernels.why_not import fused_decode
 
 _WARM_UP = 2
 """Steps that run as they are before one is captured: what they compile cannot be compiled while capturing."""
@@ -19,7 +18,7 @@ class Decoder:
 
     def __init__(self, model: Any, cache: SepCache, graph: bool | None = None) -> None:
         self.model, self.cache = model, cache
-        self._wanted = model.device.type == "cuda" if graph is None else graph
+        self._wanted = _fused(model) if graph is None else graph
         self._graph: torch.cuda.CUDAGraph | None = None
         self._steps = 0
         self._ids_B1: Tensor | None = None
@@ -67,11 +66,9 @@ class Decoder:
     def _warm_up(self, ids_B1: Tensor) -> Tensor:
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), _waits() as waits:
+        with torch.cuda.stream(stream):
             logits = self._run(ids_B1)
         torch.cuda.current_stream().wait_stream(stream)
-        if waits and self._steps == _WARM_UP:  # for the host, as plain implementations do; no graph repeats that
-            self._wanted = False
         return logits
 
     def _capture(self, ids_B1: Tensor) -> None:
@@ -81,19 +78,12 @@ class Decoder:
             self._logits_BV = self._run(self._ids_B1)
 
 
-@contextlib.contextmanager
-def _waits() -> Iterator[list[str]]:
-    """The times that the device is waited for within."""
-    found: list[str] = []
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    found += [str(each.message) for each in told if "synchronizing" in str(each.message)]
+def _fused(model: Any) -> bool:
+    """Are its steps computed by kernels alone? The plain implementation asks the host, which no graph repeats."""
+    text = model.config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    device = torch.device(model.device)
+    return device.type == "cuda" and fused_decode(Call.on(device, model.dtype, head_size=size)) is None
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

@@ -123,7 +123,6 @@ OPERATIONS = {
         Operation(
             "adamw",
             (
-                _adamw("triton", f"{_ADAMW}.triton:ADAMW", why_not.fused_adamw, never),
                 _adamw("torch", f"{_ADAMW}.native:ADAMW", why_not.nothing, always),
                 _adamw("transformer_engine", f"{_ADAMW}.transformer_engine:ADAMW", _no_transformer_engine_adam, never),
                 _adamw("apex", f"{_ADAMW}.apex:ADAMW", _no_apex_adam, never),

@@ -65,11 +65,6 @@ def fused_rows(call: Call) -> str | None:
     return _wrong_type(call) or _no_triton(call)
 
 
-def fused_adamw(call: Call) -> str | None:
-    """Of ``adamw/triton.py``."""
-    return _no_triton(call)
-
-
 def fused_loss(call: Call) -> str | None:
     """Of ``cross_entropy/triton.py``."""
     return whole_vocabulary(call) or fused_rows(call)

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 
@@ -21,9 +20,7 @@ def adam_of(library: str, kind: type[Optimizer]) -> Iterator[None]:
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 
-    torchs = kind if library == "torch" else torch.optim.AdamW  # by that name megatron-core takes torch's
     with (
-        _changed(torch.optim, AdamW=torchs),
         _changed(optimizer, Adam=kind, USING_PYTORCH_OPTIMIZER=library == "torch"),
         _changed(
             distrib_optimizer,

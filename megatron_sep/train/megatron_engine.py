@@ -88,8 +88,6 @@ class MegatronEngine(Engine):
     def _make_optimizer(self, precision: str, loss_scale: LossScaleConfig) -> MegatronOptimizer:
         optimizer = _optimizer(self._models, self._adamw, self._config, precision, loss_scale)
         self._rounded = _rounded(optimizer)
-        if self._adamw.rounds:
-            optimizer.optimizer.rounded = self._rounded
         return optimizer
 
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -181,7 +179,7 @@ class MegatronEngine(Engine):
     def _apply(self) -> None:
         """megatron-core's step, but that the 16-bit weights are rounded from their masters all at once."""
         self._optimizer.optimizer.step()
-        if self._rounded and not self._adamw.rounds:
+        if self._rounded:
             torch._foreach_copy_(list(self._rounded.values()), list(self._rounded))
         for model in self._models:
             model.start_param_sync()

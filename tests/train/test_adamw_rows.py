@@ -31,7 +31,7 @@ def trained(config: RunConfig, row: str, monkeypatch: pytest.MonkeyPatch) -> dic
     with monkeypatch.context() as patch:
         patch.setattr(build, "resolve", with_row)
         run = build_run(config, topology())
-    assert type(run.engine._optimizer.optimizer) is adamw.kind
+    assert run.engine._adamw is adamw
     train(run)
     return {name: weight.detach().float() for name, weight in run.engine._weights[0].named_parameters()}
 
@@ -50,7 +50,7 @@ def test_a_run_changes_its_row_at_a_checkpoint(
         return tiny(dir=str(tmp_path / name), train=train, optimizer={"decay_steps": 8})
 
     expected = trained(config("whole", 8), "torch", monkeypatch)
-    for first, then in (("triton", "torch"), ("torch", "triton")):
+    for first, then in (("reference", "torch"), ("torch", "reference")):
         trained(config(first, 4), first, monkeypatch)
         found = trained(config(first, 8), then, monkeypatch)
         for name, weight in ((name, w) for name, w in expected.items() if not name.endswith("linear_qkv.bias")):

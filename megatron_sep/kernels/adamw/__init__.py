@@ -24,8 +24,6 @@ class AdamW:
     skips_by_itself: bool = False
     """Its ``step`` heeds the tensors ``grad_scale``, which gradients are divided by, and ``found_inf``: where that is 1
     nothing changes. So nobody has to look at a norm on the host first."""
-    rounds: bool = False
-    """Its ``step`` also writes the 16-bit weights that its dictionary ``rounded`` has for its parameters."""
 
 
 def moments(parameter: Tensor) -> dict[str, Tensor]:

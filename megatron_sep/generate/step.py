@@ -27,9 +27,9 @@ def evict(
 ) -> tuple[Tensor, Tensor]:
     """Let leave what nothing sees any more, where enough of it stands or the capacity is reached; in place.
 
-    ``tables`` are place, end of reach, landmark of the slots, [R, C], and what else moves with them; ``back`` tokens may
-    be taken back. Returns which slot each of the first slots takes its token from, int32 [R, C], and which rows moved,
-    bool [R].
+    ``tables`` are place, end of reach, landmark of the slots, [R, C], and what else moves with them; ``back`` tokens
+    may be taken back. Returns which slot each of the first slots takes its token from, int32 [R, C], and which rows
+    moved, bool [R].
     """
     reach_end_RC, landmark_RC = tables[1:3]
     kept_RC = policy.survivors(landmark_RC, length_R)

@@ -66,7 +66,8 @@ class SepMptAttention(MptAttention):  # type: ignore[misc]
         if self.clip_qkv:
             mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
         q, k, v = (t.unflatten(2, (self.n_heads, -1)).transpose(1, 2) for t in mixed.chunk(3, dim=2))
-        out_BTHD, _weights = attention(self, q, k, v, attention_mask, scaling=self.softmax_scale)
+        told = attention_mask if hasattr(attention_mask, "sep_pass") else None  # a pass with a cache turned it to bool
+        out_BTHD, _weights = attention(self, q, k, v, told, scaling=self.softmax_scale)
         return self.out_proj(out_BTHD.flatten(2)), None
 
 

@@ -78,7 +78,9 @@ for number in range(1, 6):
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_hook_strikes_at_the_call_that_it_is_told(when: str) -> None:
     """The third call is the last that is begun; the process is gone by SIGKILL."""
-    done = subprocess.run([sys.executable, "-c", STRUCK, "3", when], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", STRUCK, "3", when]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.split() == ["1", "called", "2", "called", "3"]
 

@@ -45,7 +45,8 @@ def turn(out: Path, run: Path, name: str, overrides: list[str], topology: Topolo
         topology.tell(lambda: shutil.copytree(out / source / "checkpoints", out / name / "checkpoints"))
     built = build_run(config, topology)
     if taken_up:
-        replace(built, checkpoints=Checkpoints(out / f"{name} at once", None, topology)).save()
+        elsewhere = Checkpoints(out / f"{name} at once", None, topology)
+        replace(built, saves=replace(built.saves, checkpoints=elsewhere)).save()
     train(built)
 
 

@@ -18,6 +18,7 @@ from megatron_sep.config import load_config
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.parallel.groups import process_groups
 from megatron_sep.train.loop import train
+from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.run import build_run
 
 
@@ -30,8 +31,8 @@ def main() -> None:
         run = build_run(load_config(path, [f"train.steps={steps}", "checkpoint.every=10"]), topology)
         stepped = run.statistics.stepped
 
-        def looked(loss: torch.Tensor, applied: bool) -> None:
-            stepped(loss, applied)
+        def looked(outcome: Outcome) -> None:
+            stepped(outcome)
             if (run.state.step * 10) % steps == 0:
                 gc.collect()
                 found.append(psutil.Process().memory_info().rss)

@@ -33,7 +33,7 @@ def main() -> None:
 
         def looked(outcome: Outcome) -> None:
             stepped(outcome)
-            if (run.state.step * 10) % steps == 0:
+            if (outcome.step * 10) % steps == 0:
                 gc.collect()
                 found.append(psutil.Process().memory_info().rss)
                 files.append(psutil.Process().num_fds())

@@ -47,7 +47,7 @@ def _check_device(device: torch.device) -> None:
     """Raises SessionError for a GPU."""
     if device.type == "cuda":
         raise SessionError(
-            f"--out: on {device} rows that change hands gave other texts than on the CPU, and the fault is not found yet; "
+            f"--out: on {device} rows that change hands gave other texts than on the CPU, and the fault is not found; "
             "leave out --out to continue one prompt after another, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
 

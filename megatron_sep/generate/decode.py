@@ -80,10 +80,11 @@ class Decoder:
 
 def _fused(model: Any) -> bool:
     """Are its steps computed by kernels alone? The plain implementation asks the host, which no graph repeats."""
+    if model.device.type != "cuda":
+        return False
     text = model.config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    device = torch.device(model.device)
-    return device.type == "cuda" and fused_decode(Call.on(device, model.dtype, head_size=size)) is None
+    return fused_decode(Call.on(model.device, model.dtype, head_size=size)) is None
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

@@ -85,15 +85,18 @@ class Many:
         source = iter(prompts)
         next_B1 = torch.full((len(self._rows), 1), self.tokenizer.eod_id, device=self.model.device)
         while True:
+            admitted = False
             for rows, prompts_read in self._admitted(source):
+                admitted = True
                 logits_RV = self._read(rows, prompts_read)
                 yield from self._take(rows, logits_RV, next_B1)
             busy = [index for index, row in enumerate(self._rows) if row is not None]
-            if not busy:
+            if busy:
+                self._rest()
+                logits_BV = self._decoder.step(next_B1)
+                yield from self._take(busy, logits_BV[busy], next_B1)
+            elif not admitted:  # texts may end with their first token, and others still wait
                 return
-            self._rest()
-            logits_BV = self._decoder.step(next_B1)
-            yield from self._take(busy, logits_BV[busy], next_B1)
 
     def _admitted(self, source: Iterator[tuple[int, str]]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """Free rows with the prompts that they take, as many as are read in one pass."""

@@ -60,6 +60,27 @@ def test_each_is_as_if_it_were_alone(model: Any, tokenizer: Tokenizer, policy: A
     assert temperature == 0 or found[0].text != found[4].text  # the same prompt at two places
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_texts_that_end_at_once_leave_no_prompt_behind(model: Any, tokenizer: Tokenizer, rows: int) -> None:
+    """Where the first token of every text is its last, all prompts have a result, those that waited too."""
+    sampling = Sampling(max_tokens=5, temperature=0)
+    cache = attach(model, SEP).new_cache()
+    ids = torch.tensor([tokenizer.encode(PROMPTS[0])])
+    with torch.no_grad():
+        first = int(model(ids, past_key_values=cache).logits[0, -1, : tokenizer.vocab_size].argmax())
+    ending = EndsWith(tokenizer, first)
+    found = list(many(model, ending, SEP, rows, sampling).run(enumerate([PROMPTS[0]] * 5)))  # type: ignore[arg-type]
+    assert [(each.number, each.tokens, each.ended) for each in found] == [(number, 0, True) for number in range(5)]
+
+
+class EndsWith:
+    """A tokenizer whose end-of-document token is another one."""
+
+    def __init__(self, tokenizer: Tokenizer, token: int) -> None:
+        self.encode, self.decode, self.vocab_size = tokenizer.encode, tokenizer.decode, tokenizer.vocab_size
+        self.eod_id = token
+
+
 def test_rows_are_never_empty_while_prompts_wait(model: Any, tokenizer: Tokenizer) -> None:
     """Steps are those of the best packing: 9 texts of 10 tokens in 3 rows take 27, the prompts' own logits give 9."""
     made, steps = many(model, tokenizer, SEP, 3, Sampling(max_tokens=10, temperature=0)), []
@@ -185,4 +206,5 @@ def test_a_captured_step_serves_rows_that_change_hands(model: Any, tokenizer: To
     made = many(moved, tokenizer, policy, 4, sampling)
     found = {each.number: each.text for each in made.run(enumerate(PROMPTS))}
     assert made._decoder._graph is not None
+    assert sorted(expected) == sorted(found) == list(range(len(PROMPTS)))
     assert sum(found[number] == text for number, text in expected.items()) >= 8

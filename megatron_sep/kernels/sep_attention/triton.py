@@ -371,14 +371,17 @@ def _key_gradient_kernel(
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, do_b, do_h, do_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
     S, R, FIRST, H, N, blocks, GAP,
     D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    TMA: tl.constexpr, BIAS: tl.constexpr,
+    TMA: tl.constexpr, BIAS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys: consecutive landmarks, or consecutive other keys, in the plan's order.
 
     Either way each key's queries are ``key <= i < key + reach``, a range that moves right with the key, so the block's
     queries run from its first key to the furthest end of a reach, as far as there are any, and one comparison masks
-    the rest.
+    the rest. Without a SPAN of queries they are all of the keys' positions, which saves registers.
     """
+    if not SPAN:
+        FIRST = 0
+        R = S
     b = tl.program_id(0) // blocks // N
     n = tl.program_id(0) // blocks % N
     B = tl.num_programs(0) // blocks // N
@@ -593,7 +596,8 @@ def run_key_gradient(
         q_rows, k, v, order, *told, do_rows, lse, delta, dk, dv, scale * LOG2_E, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
         S, R, first, H, N, blocks, GAP,
-        D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, **bias, **_options(tile),
+        D=D, P=_padded(D), GROUP=H // N, QUERIES=tile.queries, KEYS=tile.keys, TMA=tma, SPAN=R != S, **bias,
+        **_options(tile),
     )  # fmt: skip
 
 

@@ -14,11 +14,10 @@ from torch.nn.functional import gelu, relu, silu
 
 from megatron_sep.config.schema import ModelConfig, Recompute
 from megatron_sep.config.size import ModelError
-from megatron_sep.kernels.call import Call
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.model.decoder_layer import decoder_block
 from megatron_sep.model.init import initialise
-from megatron_sep.model.operations import resolve
+from megatron_sep.model.operations import resolve, training_call
 from megatron_sep.model.positions import Positions
 from megatron_sep.model.rotation import slowed
 from megatron_sep.parallel.topology import Topology
@@ -107,20 +106,8 @@ def build_model(
     """
     if vocab_size % topology.tensor.size:
         raise ModelError(f"a vocabulary of {vocab_size} does not divide by parallel.tensor={topology.tensor.size}")
-    operations = resolve(
-        Call.on(
-            topology.device,
-            DTYPES[precision],
-            head_size=model.head_size,
-            dropout=model.attention_dropout > 0,
-            biased=not model.position.rotates,
-            adjusting=model.self_adjusting_softmax is not None,
-            training=True,
-            tensor_parallel=topology.tensor.size,
-        ),
-        model.norm,
-        dict(sep_attention=backend, **other_backends),
-    )
+    call = training_call(model, topology.device, DTYPES[precision], topology.tensor.size)
+    operations = resolve(call, model.norm, dict(sep_attention=backend, **other_backends))
     built = Decoder(
         config=transformer_config(model, topology, precision, sequence_parallel),
         operations=operations,
@@ -148,8 +135,7 @@ def build_model(
         rotary_base=model.rotary_base,
         compiled=compiled,
     )
-    rotary = _rotary(built, model)
-    built.positions = Positions(model, rotary, topology)
+    built.positions = Positions(model, _rotary(built, model), topology)
     if model.position.bilevel and topology.has_embedding(chunk):
         built.embedding.position_embeddings.to(DTYPES[precision])
     initialise(built, model, seed, topology)

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 
+import torch
+
+from megatron_sep.config.schema import ModelConfig
 from megatron_sep.kernels import registry, why_not
 from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.kernels.call import Call
@@ -42,6 +45,20 @@ def operations_table() -> Mapping[str, Operation]:
     """The registry with the rows that need megatron-core."""
     table = registry.OPERATIONS
     return table | {"cross_entropy": table["cross_entropy"].with_rows(*SPLIT_VOCABULARY)}
+
+
+def training_call(model: ModelConfig, device: torch.device, dtype: torch.dtype, tensor_parallel: int) -> Call:
+    """All that the operations of a model in training will be called with."""
+    return Call.on(
+        device,
+        dtype,
+        head_size=model.head_size,
+        dropout=model.attention_dropout > 0,
+        biased=not model.position.rotates,
+        adjusting=model.self_adjusting_softmax is not None,
+        training=True,
+        tensor_parallel=tensor_parallel,
+    )
 
 
 def resolve(call: Call, norm: str, backends: Mapping[str, str]) -> Operations:

@@ -17,7 +17,7 @@ from megatron_sep.data.resolved import resolve
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import Operation
 from megatron_sep.model.build import DTYPES
-from megatron_sep.model.operations import operations_table
+from megatron_sep.model.operations import operations_table, training_call
 from megatron_sep.parallel.device import current_device
 
 PACKAGES = {
@@ -111,14 +111,7 @@ def _call(config: RunConfig | None) -> Call:
     if config is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         return Call.on(device, dtype, head_size=64, training=True)
-    return Call.on(
-        device,
-        DTYPES[config.train.precision],
-        head_size=config.model.head_size,
-        dropout=config.model.attention_dropout > 0,
-        training=True,
-        tensor_parallel=config.parallel.tensor,
-    )
+    return training_call(config.model, device, DTYPES[config.train.precision], config.parallel.tensor)
 
 
 def _rows(operation: Operation, call: Call) -> Iterator[str]:

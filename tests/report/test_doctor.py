@@ -39,6 +39,13 @@ def test_a_split_vocabulary_is_taken_by_another_row(tiny: Callable[..., RunConfi
     assert any("the vocabulary is split over 2 ranks" in line for line in lines)
 
 
+def test_positions_and_softmax_of_the_configuration_count(tiny: Callable[..., RunConfig]) -> None:
+    """Rows without a self-adjusting softmax say so, and only where the configuration has one."""
+    plain, adjusting = ("\n".join(doctor(tiny(model=model))) for model in ({}, {"self_adjusting_softmax": {}}))
+    assert "self-adjusting" not in plain
+    assert "self-adjusting" in adjusting
+
+
 def test_what_does_not_fit_is_marked_with_a_way_out(tiny: Callable[..., RunConfig]) -> None:
     """A batch beyond any memory, and checkpoints beyond any disk."""
     large = {"hidden_size": 65536, "num_layers": 96, "sequence_length": 65536}

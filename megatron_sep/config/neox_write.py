@@ -1,6 +1,6 @@
 """Our configuration written back as GPT-NeoX's and SepLLM's keys, so that reading them gives the same again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from math import log2
 from typing import Any
@@ -9,6 +9,7 @@ from megatron_sep.config.neox import translate
 from megatron_sep.config.neox_attention import NAMED_SEPARATORS
 from megatron_sep.config.neox_rules import NeoxError, Tree
 from megatron_sep.config.schema import AttentionConfig, ModelConfig, RunConfig, TrainConfig
+from megatron_sep.config.section import leaves
 
 _UNSAID = (
     "metrics.tensorboard",
@@ -37,7 +38,7 @@ def as_neox(config: RunConfig, missing: Mapping[str, str]) -> tuple[Tree, list[s
     keys = {key: value for part in _PARTS for key, value in part(config).items() if value is not None}
     keys = {key: value for key, value in keys.items() if key not in missing.values()}
     found = RunConfig.model_validate(_filled(translate(keys, config.dir.name), config, missing))
-    before, after = (dict(_leaves(spelled_out(each))) for each in (config, found))
+    before, after = (dict(leaves(spelled_out(each))) for each in (config, found))
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     lost = sorted(key for key in changed if not key.startswith(_UNSAID) and key not in missing)
     if lost:
@@ -65,14 +66,6 @@ def spelled_out(config: RunConfig) -> Tree:
     tree["model"] |= config.model.spelled_out()
     tree["attention"]["full_layers"] = sorted({layer % layers for layer in config.attention.full_layers})
     return tree
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _model(config: RunConfig) -> Tree:

@@ -70,6 +70,7 @@ def resolve(call: Call, norm: str, backends: Mapping[str, str]) -> Operations:
     unknown = ", ".join(sorted(backends.keys() - table.keys()))
     if unknown:
         raise BackendError(f"there is no operation {unknown}; name some of {', '.join(table)}")
+    backends = _with_its_norm(norm, backends)
     operation_of = {field.name: field.name for field in fields(Operations)} | {
         "norm": norm,
         "token_losses": "cross_entropy",
@@ -79,4 +80,16 @@ def resolve(call: Call, norm: str, backends: Mapping[str, str]) -> Operations:
             field: table[operation].resolve(call, backends.get(operation, "auto"))
             for field, operation in operation_of.items()
         }
+    )
+
+
+def _with_its_norm(norm: str, backends: Mapping[str, str]) -> Mapping[str, str]:
+    """A fused ``open_residual`` computes the norms itself, so it goes with the fused norm. Raises BackendError."""
+    if backends.get(norm, "auto") in ("auto", "triton"):
+        return backends
+    if backends.get("open_residual", "auto") in ("auto", "reference"):
+        return {**backends, "open_residual": "reference"}
+    raise BackendError(
+        f"open_residual={backends['open_residual']} computes the norms itself, so {norm}={backends[norm]} would not be "
+        f"used: leave one of the two out, or set {norm} to triton"
     )

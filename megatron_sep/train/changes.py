@@ -1,10 +1,11 @@
 """What a run that goes on does differently from when its checkpoint was written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_sep.config.schema import RunConfig
+from megatron_sep.config.section import leaves
 from megatron_sep.data.content import contents
 from megatron_sep.errors import UserError
 
@@ -54,7 +55,7 @@ def check_changes(then: Began, now: Began, allowed: Sequence[str]) -> list[str]:
     Data and tokenizer may have moved: what counts is their content. ``allowed`` are keys or sections. Raises
     ChangedError for a change that is not allowed, and for a word in ``allowed`` that is no setting.
     """
-    before, after = (dict(_leaves(began.config.model_dump(mode="json"))) for began in (then, now))
+    before, after = (dict(leaves(began.config.model_dump(mode="json"))) for began in (then, now))
     strange = [word for word in allowed if not any(_covers(word, key) for key in after)]
     if strange:
         raise ChangedError(f"--allow-change {strange[0]}: no such setting or section")
@@ -101,11 +102,3 @@ def _covers(word: str, key: str) -> bool:
 def _filled_in(key: str, old: Any) -> bool:
     """Older checkpoints left the steps of the schedule to train.steps."""
     return key == "optimizer.decay_steps" and old is None
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

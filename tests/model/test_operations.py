@@ -14,6 +14,7 @@ from megatron_sep.kernels import operation, registry, why_not
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.norm import reference
 from megatron_sep.kernels.operation import BackendError, Implementation, never
+from megatron_sep.model.operations import resolve
 from megatron_sep.parallel.device import current_device
 from megatron_sep.parallel.groups import topology
 
@@ -47,6 +48,19 @@ def check_equal(model: nn.Module, expected: nn.Module) -> None:
 
 
 REFERENCES = {"layernorm": "reference", "rmsnorm": "reference", "cross_entropy": "reference"}
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_a_norm_that_is_named_computes_where_a_branch_leaves_the_stream(norm: str) -> None:
+    """On a GPU a fused row would take its place: auto leaves it to the named norm, a named one is refused."""
+    from megatron_sep.kernels.norm import residual, triton
+
+    call = Call("cuda", torch.bfloat16, (9, 0), head_size=64, training=True)
+    assert resolve(call, norm, {}).open_residual is triton.open_residual
+    assert resolve(call, norm, {norm: "triton"}).open_residual is triton.open_residual
+    assert resolve(call, norm, {norm: "torch"}).open_residual is residual.open_residual
+    with pytest.raises(BackendError, match=f"open_residual=triton computes the norms itself, so {norm}=torch would"):
+        resolve(call, norm, {norm: "torch", "open_residual": "triton"})
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

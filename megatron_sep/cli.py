@@ -15,6 +15,7 @@ from megatron_sep.errors import SepError, of_the_system
 
 if TYPE_CHECKING:
     from megatron_sep.config import RunConfig
+    from megatron_sep.train.exports import Exporter
 
 HELP = """
 Train language models whose attention keeps few tokens (SepLLM), from nothing or from a published checkpoint, and run
@@ -104,7 +105,18 @@ def train(
         from megatron_sep.train.run_lock import run_lock
 
         with run_lock(run_config.dir, topology):
-            train_loop(build_run(run_config, topology, allow_change or (), signals))
+            train_loop(build_run(run_config, topology, allow_change or (), signals, _exporter(run_config)))
+
+
+def _exporter(config: "RunConfig") -> "Exporter | None":
+    """What `convert` uses, where the run asks for exports."""
+    if config.checkpoint.export_every is None:
+        return None
+    with needs_extra("safetensors", "hf"):
+        import safetensors.torch  # noqa: F401  # missing, it would be missed at the first export
+
+        from megatron_sep.convert.convert import convert as export
+    return export
 
 
 def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":

@@ -75,8 +75,17 @@ class Needs:
         return ModelSize(self.config.model, self.vocab_size).parameters * (weight + 4 + _MOMENTS)
 
     @property
+    def export_bytes(self) -> int:
+        """Weights of the whole model, as one export has them; 0 where none are asked for."""
+        if self.config.checkpoint.export_every is None:
+            return 0
+        weight = 4 if self.config.train.precision == "fp32" else 2
+        return ModelSize(self.config.model, self.vocab_size).parameters * weight
+
+    @property
     def disk_bytes(self) -> int:
-        """Of the checkpoints that are kept, and one that is being written."""
-        config = self.config
-        made = -(-config.train.steps // config.checkpoint.every)
-        return self.checkpoint_bytes * (min(made, config.checkpoint.keep or made) + 1)
+        """Of the checkpoints that are kept, one that is being written, and all exports."""
+        steps, checkpoint = self.config.train.steps, self.config.checkpoint
+        made = -(-steps // checkpoint.every)
+        exports = steps // (checkpoint.every * (checkpoint.export_every or 1))
+        return self.checkpoint_bytes * (min(made, checkpoint.keep or made) + 1) + self.export_bytes * exports

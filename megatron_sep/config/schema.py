@@ -411,6 +411,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints to keep; null: all."""
     background: bool = True
     """Train on while a checkpoint is written, from a copy of it in the host's memory; false: wait for it."""
+    export_every: PositiveInt | None = None
+    """Each so many checkpoints, one goes to RUN/export too, as a directory that transformers reads; null: none."""
     init_from: Path | None = None
     """Weights to start from, with a new optimizer: a checkpoint, a run's dir, or a Hugging Face directory of GPTNeoX or
     Llama. null: weights drawn from train.seed."""

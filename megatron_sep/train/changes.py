@@ -16,6 +16,7 @@ _NO_MATTER = (
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.background",
+    "checkpoint.export_every",
     "checkpoint.init_from",
     "checkpoint.init_optimizer",
     "model.init",

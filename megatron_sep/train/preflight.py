@@ -39,6 +39,8 @@ class Need:
     """Of one rank, for weights, gradients and optimizer; activations come on top."""
     host: int
     """Of one rank, for the copy that a save in the background writes."""
+    export: int = 0
+    """On disk, of the weights that go out for transformers; 0: none do."""
 
     @classmethod
     def of(cls, config: RunConfig, size: ModelSize, topology: Topology) -> "Need":
@@ -48,6 +50,7 @@ class Need:
             checkpoint=needs.checkpoint_bytes,
             device=needs.state_bytes,
             host=needs.checkpoint_bytes // topology.process.size if config.checkpoint.background else 0,
+            export=needs.export_bytes,
         )
 
 
@@ -145,10 +148,11 @@ def _space(config: RunConfig, need: Need, checkpoints: Path) -> Iterator[str]:
     one = _bytes_of(there[-1]) if there else need.checkpoint
     more = 1 if config.checkpoint.keep is None else max(1, config.checkpoint.keep + 1 - len(there))
     free = shutil.disk_usage(config.dir).free
-    if more * one > free:
+    if more * one + need.export > free:
+        export = f" and an export of {_gb(need.export)}" if need.export else ""
         yield (
-            f"{checkpoints}: {more} more checkpoint(s) of {_gb(one)} each do not fit into the {_gb(free)} that are "
-            "free; free space, lower checkpoint.keep, or set another dir"
+            f"{checkpoints}: {more} more checkpoint(s) of {_gb(one)} each{export} do not fit into the {_gb(free)} that "
+            "are free; free space, lower checkpoint.keep, or set another dir"
         )
 
 
@@ -171,6 +175,9 @@ def _notes(config: RunConfig, samples: Samples, need: Need, clocks: list[float])
         )
     saves = -(-config.train.steps // config.checkpoint.every)
     free = shutil.disk_usage(config.dir).free
+    exports = need.export * (config.train.steps // (config.checkpoint.every * (config.checkpoint.export_every or 1)))
+    if exports and exports > free:
+        yield f"checkpoint.export_every: the exports take {_gb(exports)}, {_gb(free)} are free; nothing removes them"
     if config.checkpoint.keep is None and saves * need.checkpoint > free:
         yield (
             f"checkpoint.keep is not set: {saves:,} checkpoints take {_gb(saves * need.checkpoint)}, {_gb(free)} are "

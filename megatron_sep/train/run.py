@@ -24,6 +24,7 @@ from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
+from megatron_sep.train.exports import Exporter, Exports, exporter_of
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
@@ -146,19 +147,25 @@ def _taken_over(config: RunConfig) -> list[str]:
 
 
 def build_run(
-    config: RunConfig, topology: Topology, allow_change: Sequence[str] = (), signals: Signals | None = None
+    config: RunConfig,
+    topology: Topology,
+    allow_change: Sequence[str] = (),
+    signals: Signals | None = None,
+    export: Exporter | None = None,
 ) -> Run:
     """Everything, resumed from the newest complete checkpoint of ``config.dir`` where there is one.
 
     ``allow_change``: settings that may differ from those the checkpoint was written with. ``signals``: what is
-    received while the run is trained. An error of one process is raised on all. Raises RunError, ChangedError,
-    PreflightError, CheckpointError, SourceError, StoppedError, and what ``open_inputs`` raises.
+    received while the run is trained. ``export``: what writes the checkpoints of ``checkpoint.export_every``. An error
+    of one process is raised on all. Raises RunError, ExportError, ChangedError, PreflightError, CheckpointError,
+    SourceError, StoppedError, and what ``open_inputs`` raises.
     """
     topology.tell(lambda: check_not_stopped(config.dir, os.environ))
     topology.watch.at("opening the data")
     inputs: Inputs = topology.together(lambda: open_inputs(config))
     resolved = inputs.resolved
     _check_job(config, resolved.vocab_size, topology)
+    exporter = exporter_of(config, resolved.vocab_size, export)
     topology.watch.at("looking for its newest checkpoint")
     checkpoints, history = Checkpoints(config.dir, config.checkpoint.keep, topology), History(config.dir, topology)
     start = find_start(config, resolved.vocab_size, checkpoints, history, topology, allow_change)
@@ -170,6 +177,10 @@ def build_run(
     state = take_up(start, engine, history, topology)
     for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:
         topology.say(note)
+    exports = Exports(
+        config.dir, config.checkpoint.every * (config.checkpoint.export_every or 1), exporter, topology, history
+    )
+    exports.take_up(start.newest, state.step)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
     statistics = Statistics(size, resolved.rules, calendar, topology)
@@ -187,7 +198,7 @@ def build_run(
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
         statistics=statistics,
-        saves=Saves(checkpoints, engine, statistics, history, config.checkpoint.background),
+        saves=Saves(checkpoints, exports, engine, statistics, history, config.checkpoint.background),
         requests=Requests(config.dir, topology, signals or Signals()),
         spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),
         slow_ranks=SlowRanks(topology, history),

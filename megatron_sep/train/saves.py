@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.train.checkpoint import Checkpoints, NotWrittenError, Save
 from megatron_sep.train.engine import Engine
+from megatron_sep.train.exports import Exports
 from megatron_sep.train.history import History
 from megatron_sep.train.statistics import Statistics
 from megatron_sep.weights.sealed import Description
@@ -18,6 +19,7 @@ class Saves:
     """At most one is on its way. Every rank of the job calls each method together."""
 
     checkpoints: Checkpoints
+    exports: Exports
     engine: Engine
     statistics: Statistics
     history: History
@@ -35,6 +37,7 @@ class Saves:
         What goes wrong is said and kept for ``finish``; training goes on.
         """
         self.settle()
+        self.exports.clear(description.state.step)
         self._began = time.perf_counter()
         self._try(description.state.step, lambda: self._start(description))
         if not self.background:
@@ -46,6 +49,7 @@ class Saves:
 
     def go_on(self, heard: frozenset[Flag]) -> None:
         """Do the next part of what is on its way if no rank is busy any more, as far as was ``heard``."""
+        self.exports.look()
         told, self._told = self._told, True  # what is heard is a step old: of the part before, right after a part
         if self._save is not None and told and Flag.BUSY not in heard:
             self._proceed()
@@ -54,6 +58,8 @@ class Saves:
         """Wait for what is on its way, well or not."""
         while self._save is not None:
             self._proceed()
+        with self.statistics.aside("save", more=True):
+            self.exports.settle()
 
     def finish(self) -> None:
         """Wait for what is on its way. Raises NotWrittenError where the last checkpoint could not be written."""
@@ -68,9 +74,11 @@ class Saves:
     def _proceed(self) -> None:
         save = self._save
         assert save is not None
-        self._try(save.step, save.proceed)
+        sealed = self._try(save.step, save.proceed)
+        if sealed is not None:
+            self.exports.begin(sealed, save.step)
 
-    def _try(self, step: int, act: Callable[[], Path | None]) -> None:
+    def _try(self, step: int, act: Callable[[], Path | None]) -> Path | None:
         flags = self.checkpoints.topology.flags
         sealed = None
         try:
@@ -85,3 +93,4 @@ class Saves:
             self.statistics.saved(time.perf_counter() - self._began)
         flags.set(Flag.BUSY, self._save is not None)
         self._told = False
+        return sealed

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_sep.config.engines import ENGINES
+from megatron_sep.config.engines import ENGINES, NOT_ENGINES
 from megatron_sep.config.layout import engine_mistakes, split_mistakes
 from megatron_sep.config.position import PositionConfig, RotaryScalingConfig, SelfAdjustingConfig
 from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, PositiveInt, Section, Seed
@@ -374,7 +374,7 @@ class ParallelConfig(Section):
     @classmethod
     def _engine_is_known(cls, engine: str) -> str:
         if engine not in ENGINES:
-            raise ValueError(f"no such engine; choose {', '.join(ENGINES)}")
+            raise ValueError(NOT_ENGINES.get(engine.lower(), f"no such engine; choose {', '.join(ENGINES)}"))
         return engine
 
     @model_validator(mode="after")

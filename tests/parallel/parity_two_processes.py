@@ -16,6 +16,7 @@ from model.test_positions import KINDS, drawn_ids, rules_of, small
 from support.models import (
     FUSED,
     FUSED_ROWS,
+    FUSED_SEQUENCE,
     LAYERS,
     LENGTH,
     MODELS,
@@ -46,6 +47,7 @@ def main() -> None:
     names = [name for name, config in MODELS.items() if config.key_value_heads % 2 == 0]
     here = {name: differences(MODELS[name], topology) for name in names}
     here[FUSED] = differences(MODELS["neox"], topology, other_backends=FUSED_ROWS)
+    here[FUSED_SEQUENCE] = differences(MODELS["neox"], topology, other_backends=FUSED_ROWS, sequence_parallel=True)
     everywhere: list[Any] = [None, None]
     dist.all_gather_object(everywhere, here)
     if topology.first:
@@ -86,6 +88,8 @@ def differences(config: ModelConfig, topology: Topology, **settings: Any) -> dic
     gradients = from_hugging_face(on_disk({n: p.grad for n, p in theirs.named_parameters()}, config), config)
     for name, parameter in global_parameters(model, config, topology):
         part = local_part(name, gradients[name], parameter, config, topology.tensor)
+        if getattr(parameter, "sequence_parallel", False):  # each rank has the share of its tokens
+            dist.all_reduce(parameter.grad, group=topology.tensor_group)
         found[name] = off(parameter.grad, part)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from model.test_positions import KINDS, drawn_ids, rules_of, small
-from support.models import FUSED, MODELS, VOCAB
+from support.models import FUSED, FUSED_SEQUENCE, MODELS, VOCAB
 
 from megatron_sep.model.build import build_model
 from megatron_sep.parallel.groups import topology
@@ -33,10 +33,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_and_gradients_equal_transformers_on_two_processes(out: Path) -> None:
     """Every family and variant whose heads divide: logits and every gradient within 1e-5 on both ranks."""
     found = json.loads(out.read_text())
-    assert found.keys() == {FUSED, *(name for name, config in MODELS.items() if config.key_value_heads % 2 == 0)}
-    assert len(found) == 8
+    assert found.keys() == {
+        FUSED,
+        FUSED_SEQUENCE,
+        *(name for name, config in MODELS.items() if config.key_value_heads % 2 == 0),
+    }
+    assert len(found) == 9
     for model, differences in found.items():
-        config = MODELS["neox" if model == FUSED else model]
+        config = MODELS["neox" if model in (FUSED, FUSED_SEQUENCE) else model]
         weights = config.num_layers * (12 if config.biases else 6) + (4 if config.biases else 3 - config.tie_embeddings)
         assert len(differences) == 1 + weights, model
         worst = max(differences, key=lambda name: differences[name])

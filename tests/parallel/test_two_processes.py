@@ -13,13 +13,14 @@ from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.weights.open_source import open_source
 from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
 LAYOUTS = {
     "data": [],
-    "tensor": ["parallel.tensor=2"],
+    "tensor": ["parallel.tensor=2", "checkpoint.export_every=1"],
     "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline=2"],
     "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
@@ -30,6 +31,8 @@ LAYOUTS = {
 SOURCES = ("one", "export")
 """Weights of `one`: its own checkpoint, and what `convert` makes of it for transformers."""
 STARTS = {f"{layout} from {source}": (layout, source) for layout in ("tensor", "pipeline") for source in SOURCES}
+MUON = ["optimizer.kind=muon", "optimizer.lr=0.01"]
+MUONS = {"muon, data": MUON, "muon, tensor": [*MUON, *LAYOUTS["sequence"]]}
 SECTIONS = {
     "model": {"num_layers": 4, "num_attention_heads": 4},
     "attention": {"full_layers": [0, -1], "document_boundaries": True},
@@ -51,8 +54,9 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
         convert(folder / "one", folder / "export")
         for source in SOURCES:
             train_here(folder, f"one from {source}", *start(folder, source))
+        train_here(folder, "muon, one", *MUON)
         starts = {name: [*LAYOUTS[layout], *start(folder, source)] for name, (layout, source) in STARTS.items()}
-        words = [word for name, overrides in (LAYOUTS | starts).items() for word in ("--", name, *overrides)]
+        words = [word for name, overrides in (LAYOUTS | MUONS | starts).items() for word in ("--", name, *overrides)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
         script = str(Path(__file__).with_name("train_layouts.py"))
         subprocess.run(
@@ -106,6 +110,32 @@ def test_every_gradient_equals_that_of_one_process(runs: Path, layout: str) -> N
     for key in moments:
         difference = (one[key] - two[key]).norm() / one[key].norm()
         assert float(difference) < 1e-5, key
+
+
+@pytest.mark.parametrize("layout", MUONS)
+def test_muon_steps_as_on_one_process(runs: Path, layout: str) -> None:
+    """Parts of a matrix are turned together: each weight is where one process brings it, as far as bf16 can tell.
+
+    Halves that were turned on their own would be more than a half apart.
+    """
+    first, one, two = (tensors(runs / name) for name in ("one", "muon, one", layout))
+    for key in (key for key in one if key.startswith("decoder.") and key.endswith(".weight")):
+        apart, moved = (one[key] - two[key]).norm(), (one[key] - first[key]).norm()
+        assert float(apart / moved) < 0.1, key
+
+
+def test_an_export_of_two_processes_has_their_weights(runs: Path) -> None:
+    """The first one writes it while both train on; the other one holds half of each matrix."""
+    trained, exported = (
+        {
+            name: tensor
+            for group in open_source(runs / "tensor" / place / "step-00000004")
+            for name, tensor in group.items()
+        }
+        for place in ("checkpoints", "export")
+    )
+    assert trained.keys() == exported.keys()
+    assert all(torch.equal(trained[name], exported[name]) for name in trained)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -20,6 +20,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out, run, *rest = sys.argv[1:]
     join_job(timeout_minutes=2)
+    from megatron_sep.convert.convert import convert
     from megatron_sep.train.loop import train
     from megatron_sep.train.run import build_run
 
@@ -28,7 +29,7 @@ def main() -> None:
             continue
         name, *overrides = words
         config = load_config(Path(run), [f"dir={out}/{name}", *overrides])
-        train(build_run(config, set_layout(config.parallel, config.train.seed)))
+        train(build_run(config, set_layout(config.parallel, config.train.seed), export=convert))
 
 
 if __name__ == "__main__":

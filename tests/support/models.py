@@ -53,6 +53,7 @@ MODELS = {
 }
 
 FUSED = "neox, fused rows"
+FUSED_SEQUENCE = "neox, fused rows, activations split along the sequence"
 FUSED_ROWS = dict.fromkeys(("layernorm", "open_residual", "split_rotated", "bias_gelu"), "triton") | {
     "cross_entropy": "triton_split"
 }

@@ -168,6 +168,10 @@ def test_its_weights_are_read_without_it(zero: Callable[..., RunConfig]) -> None
         ({"parallel": {"engine": "deepspeed", "tensor": 2}}, "is data-parallel alone: set tensor=2 to 1"),
         ({"parallel": {"zero_stage": 3}}, "zero_stage=3 needs engine=deepspeed"),
         ({"parallel": {"engine": "zero"}}, "no such engine; choose megatron, deepspeed"),
+        (
+            {"parallel": {"engine": "fsdp"}},
+            "Megatron-FSDP is no setting here: its checkpoints have a format of their own",
+        ),
         ({"parallel": {"engine": "deepspeed"}, "train": {"precision": "fp16"}}, "trains in bf16 or fp32"),
         (
             {"parallel": {"engine": "deepspeed"}, "train": {"cuda_graphs": "on"}},

@@ -21,10 +21,12 @@ from megatron_sep.config.neox_rules import (
     Tree,
     describes_a_model,
 )
-from megatron_sep.config.neox_table import GPT_NEOX, SEPLLM, TABLE, rule_of
+from megatron_sep.config.neox_table import GPT_NEOX, OLDER, SEPLLM, TABLE, rule_of
 
 NATIVE_TOO = {"optimizer", "dir"}
 """Keys that a file of ours has as well: they do not tell the two kinds apart."""
+_ALIKE = 0.75
+"""Of a misspelt key and the one that is meant; a key of another program is like none."""
 _NEEDED_PATHS = {"train_micro_batch_size_per_gpu": "train.micro_batch_size"}
 
 
@@ -38,8 +40,9 @@ class Filled:
 
 
 def spell(key: str) -> str:
-    """Dashes, underscores and case do not matter."""
-    return key.replace("-", "_").lower()
+    """Dashes, underscores and case do not matter; a name of an older version is today's."""
+    plain = key.replace("-", "_").lower()
+    return OLDER.get(plain, plain)
 
 
 def is_neox(tree: Mapping[str, Any], native: set[str]) -> bool:
@@ -171,7 +174,7 @@ def _spelled(tree: Mapping[str, Any]) -> tuple[Tree, list[str]]:
     for key, value in tree.items():
         name = spell(str(key))
         if rule_of(name) is None:
-            near = get_close_matches(name, list(TABLE), n=1, cutoff=0.5)
+            near = get_close_matches(name, list(TABLE), n=1, cutoff=_ALIKE)
             mistakes.append(f"{key}: no key of GPT-NeoX or SepLLM" + (f"; did you mean {near[0]}?" if near else ""))
         elif name in values and values[name] != value:
             mistakes.append(f"{key} is both {values[name]!r} and {value!r}, in two spellings")

@@ -350,11 +350,15 @@ SEPLLM: dict[str, Rule] = {
     "generate_k": Only((0,), "was never implemented"),
     "layer_num": To("model.num_layers"),
     "padding_id": Ignored("training data have no padding"),
-    "special_tokens_id": Ignored("training data have no padding"),
     "batch_adaptive_init_pos": Ignored("training data have no padding"),
     "exclude_diagonal": Only((True,), "the window counts the query itself"),
     "print_kv_ratio": Ignored(_RATIO),
     "print_ratio_intervals": Ignored(_RATIO),
+    "floating_window": Only((True,), "a window goes with its query"),
+    "use_flex": Ignored("attention.backend picks the kernel"),
+    "use_seg_atten": Ignored("attention.backend picks the kernel"),
+    "random_special_tokens_uniform": Only((False,), "was never implemented"),
+    "random_special_tokens_general": Only((False,), "was never implemented"),
     "use_bipe": Part("position"),
     "bipe_seps": Part("position"),
     "use_sa_softmax": Part("softmax"),
@@ -363,6 +367,22 @@ SEPLLM: dict[str, Rule] = {
     "sa_denominator_bias": Part("softmax"),
 }
 """What the keys of SepLLM's official code become; the defaults are those of its arguments."""
+
+OLDER = {
+    "special_tokens_id": "separator_token_ids",
+    "att_sink_max_idx": "init_tok_max_idx",
+    "prefill_window_size": "prefill_local_window_size",
+    "decode_window_size": "generate_local_window_size",
+    "use_dynamic_prefill_window_size": "use_prefill_local_win_sizes_wrt_layers",
+    "use_dynamic_decode_window_size": "use_generate_local_win_sizes_wrt_layers",
+    "prefill_win_size_list": "prefill_loc_win_size_list",
+    "decode_win_size_list": "generate_win_loc_size_list",
+    "decode_k": "generate_k",
+    "original_flag": "use_original_full_atten",
+    "batch_dynamic_att_sink": "batch_adaptive_init_pos",
+    "print_kv_intervals": "print_ratio_intervals",
+}
+"""Names that SepLLM's keys had while it was called SegLLM; their defaults were the same."""
 
 TABLE: dict[str, Rule] = GPT_NEOX | SEPLLM
 

@@ -61,6 +61,20 @@ SEPLLM = """
 """
 
 
+SEGLLM = """
+'special_tokens_id': [15, 13, 32, 2, 28, 27, 209, 186, 187]
+'att_sink_max_idx': 2
+'USE_DYNAMIC_PREFILL_WINDOW_SIZE': True
+'prefill_win_size_list': [128, 16, 16, 128]
+'USE_DYNAMIC_DECODE_WINDOW_SIZE': True
+'decode_win_size_list': [128, 16, 16, 128]
+'original_flag': False
+'BATCH_DYNAMIC_ATT_SINK': False
+'print_KV_intervals': 8000
+'USE_FLEX': True
+"""
+
+
 PUBLIC = """
 pipe-parallel-size model-parallel-size num-layers hidden-size num-attention-heads seq-length max-position-embeddings
 norm pos-emb rotary-pct no-weight-tying gpt-j-residual output-layer-parallelism attention-config
@@ -122,6 +136,21 @@ def test_several_files_are_merged_and_ours_lie_on_top(files: Path) -> None:
     assert (attention.window, attention.sinks, attention.full_layers) == (16, 3, (0, 3))
     assert (attention.separators, attention.separator_ids) == ("default", ())
     assert (str(config.dir), config.train.steps, config.metrics.every) == ("elsewhere", 7, 3)
+
+
+def test_a_file_of_an_older_version_is_the_same_pattern(files: Path) -> None:
+    """SepLLM's keys had other names while it was called SegLLM."""
+    (files / "older.yml").write_text(SEGLLM)
+    older, newer = (load_config(files / "pythia.yml", [str(files / name)]) for name in ("older.yml", "sep.yml"))
+    assert older.attention == newer.attention
+    assert "special_tokens_id: goes into attention" in neox_notes(files / "older.yml")
+
+
+def test_a_key_of_another_program_is_likened_to_none(tmp_path: Path) -> None:
+    """A branch of GPT-NeoX with AxoNN has this one, which is no misspelling of any other."""
+    (tmp_path / "axonn.yml").write_text("{'num-layers': 4, 'use_axonn_model_parallelism': true}")
+    with pytest.raises(ConfigError, match=r"use_axonn_model_parallelism: no key of GPT-NeoX or SepLLM\n"):
+        load_config(tmp_path / "axonn.yml")
 
 
 def test_the_number_of_processes_makes_the_global_batch(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,11 @@ def _optimizer(values: Tree) -> Tree:
     kind = str(optimizer.get("type", "Adam"))
     if kind.lower() not in ("adam", "adamw"):
         raise NeoxError(f"optimizer.type={kind!r}: AdamW is the only optimizer")
-    params = optimizer.get("params", {})
+    params = dict(optimizer.get("params", {}))
+    norm, clip = params.pop("max_grad_norm", None), values.get("gradient_clipping", 1.0)
     strange = [f"optimizer.params.{key}: no such key" for key in params if key not in ("lr", "betas", "eps")]
+    if norm not in (None, clip):
+        strange.append(f"optimizer.params.max_grad_norm={norm}: gradient_clipping is {clip}; leave one of them out")
     if "lr" in values and values["lr"] != params.get("lr"):
         strange.append(f"lr={values['lr']}: GPT-NeoX takes the rate of optimizer.params.lr alone; give it there")
     if strange:

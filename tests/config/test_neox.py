@@ -153,6 +153,15 @@ def test_a_key_of_another_program_is_likened_to_none(tmp_path: Path) -> None:
         load_config(tmp_path / "axonn.yml")
 
 
+def test_clipping_that_is_said_twice_is_taken_where_both_agree(files: Path) -> None:
+    """The optimizer's max_grad_norm, as in the guide of GPT-NeoX, beside gradient_clipping."""
+    text = PYTHIA.replace('"lr": 0.0002', '"lr": 0.0002, "max_grad_norm": 1.0')
+    assert text != PYTHIA
+    (files / "twice.yml").write_text(text)
+    once, twice = (load_config(files / name, ["dir=here"]) for name in ("pythia.yml", "twice.yml"))
+    assert twice == once
+
+
 def test_the_number_of_processes_makes_the_global_batch(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 sequences x 2 accumulations x 16 processes / tensor-parallel 2, as GPT-NeoX counts."""
     monkeypatch.setenv("WORLD_SIZE", "16")
@@ -220,6 +229,10 @@ def test_zero_2_and_3_are_deepspeeds(files: Path) -> None:
         ("'USE_BiPE': True", "BiPE_seps: is needed where USE_BiPE is on"),
         ("'USE_SA_SOFTMAX': True, 'USE_SA_SOFTMAX_NO_DENO': True", "are two kinds of softmax; turn one of them on"),
         ("'optimizer': {'type': 'sm3'}", "optimizer.type='sm3': AdamW is the only optimizer"),
+        (
+            "'gradient_clipping': 0.5, 'optimizer': {'params': {'max_grad_norm': 1.0}}",
+            "optimizer.params.max_grad_norm=1.0: gradient_clipping is 0.5; leave one of them out",
+        ),
         (
             "'vocab-file': 'a/gpt2-vocab.json', 'merge-file': 'b/merges.txt', 'tokenizer_type': 'GPT2BPETokenizer'",
             "merge_file='b/merges.txt': the merges of vocab_file are looked for in a/gpt2-merges.txt or a/merges.txt",

@@ -13,14 +13,16 @@ from megatron_sep.train.metrics import read_jsonl
 
 
 def trained(config: str, folder: Path, settings: Sequence[str], gpus: Sequence[int] = (0,)) -> Path:
-    """The directory of a run that `train` made, on the GPUs of these numbers; what it said is in `said.txt`.
+    """The directory of a run that `train` made, on these of the visible GPUs; what it said is in `said.txt`.
 
     Raises CalledProcessError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus))] if len(gpus) > 1 else []
     command = [sys.executable, *ranks, "-m", "megatron_sep", "train", config, f"dir={folder}", *settings]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = [visible[gpu] if len(visible) > gpu and visible[gpu] else str(gpu) for gpu in gpus]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(names)}
     with (folder / "said.txt").open("w") as said:
         subprocess.run(command, check=True, env=environment, stdout=said, stderr=subprocess.STDOUT)
     return folder

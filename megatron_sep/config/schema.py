@@ -322,7 +322,7 @@ class TrainConfig(Section):
     recompute: Recompute = False
     """Recompute each layer in the backward pass instead of keeping its activations; selective: the attention alone."""
     compile: Annotated[Literal["auto", "on", "off"], OnOff] = "auto"
-    """torch.compile of each layer; auto: on CUDA."""
+    """torch.compile of each layer; auto: on CUDA, where no layer talks to other ranks and no weight comes and goes."""
     cuda_graphs: Annotated[Literal["auto", "on", "off"], OnOff] = "auto"
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
@@ -369,6 +369,11 @@ class ParallelConfig(Section):
     """Split activations between the tensor-parallel regions along the sequence."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 5.0
     """How long a process waits for one that died, froze or hangs before the job ends; a year at most."""
+
+    @property
+    def splits_layers(self) -> bool:
+        """Does a layer talk to other ranks in its midst?"""
+        return self.tensor > 1 or self.context > 1
 
     @field_validator("engine")
     @classmethod

@@ -139,6 +139,31 @@ def show(
 
 
 @app.command()
+def plan(
+    config: RunPath,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of the job")] = 1,
+    gpu: Annotated[str, typer.Option(help="their kind: h100, h200, a100, b200 or l40s")] = "h100",
+    price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in your currency")] = None,
+    separator_share: Annotated[
+        float, typer.Option(help="share of the tokens that are separators; training logs the data's own")
+    ] = 0.15,
+) -> None:
+    """Estimate memory, time, cost, cache and disk of a run, and which layouts fit; no torch, no GPU and no data needed.
+
+    A line with ! is in the run's way (exit code 1).
+    """
+    from megatron_sep.config import sketch_config
+    from megatron_sep.report.plan import Machines
+    from megatron_sep.report.plan import plan as lines_of
+
+    lines = list(lines_of(sketch_config(config, overrides or ()), Machines(gpus, gpu, price, separator_share)))
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(any(line.startswith("!") for line in lines))
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML of a run that is to fit", show_default=False)] = None,
     overrides: Overrides = None,

@@ -310,6 +310,34 @@ def convert(
                 typer.echo(str(differences(source, dst, topology)))
 
 
+@app.command("verify")
+def verify_weights(
+    weights: Annotated[
+        Path, typer.Argument(help="a run's dir, a checkpoint, or a Hugging Face directory", show_default=False)
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="file of text to compute; without it the run's own data", show_default=False)
+    ] = None,
+) -> None:
+    """Hold training, the fused kernel, prefill, decoding and export of the same weights against each other, in fp32.
+
+    Sums of the files, versions, tokenizer and separators are looked at too. A line with ! is wrong (exit code 1).
+    """
+    warnings.simplefilter("ignore")  # of what libraries do not find
+    with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
+        from megatron_sep.report.verify import verify as findings
+
+        wrong = False
+        with process_groups(ParallelConfig()) as topology:
+            for line in findings(weights, text, topology):
+                typer.echo(line)
+                wrong |= line.startswith("!")
+    typer.echo("differs" if wrong else "verified")
+    raise typer.Exit(wrong)
+
+
 @app.command()
 def separators(
     tokenizer: Annotated[

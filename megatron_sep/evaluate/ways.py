@@ -82,7 +82,7 @@ class Ways:
         prompt = max(1, length - decoded) if decoded else length
         parts = [prompt // 2, prompt - prompt // 2, *[1] * (length - prompt)] if decoded else [length]
         logits = []
-        for part in self.ids_1T.split([size for size in parts if size], dim=1):
+        for part in torch.split(self.ids_1T, [size for size in parts if size], dim=1):
             output = model(part, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits.append(output.logits[0].float())

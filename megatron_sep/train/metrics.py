@@ -204,6 +204,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "train/grad_norm": lambda v: f"|g| {v:.2f}",
     "speed/tokens_per_second": lambda v: f"{_count(v)} tok/s",
     "speed/mfu": lambda v: f"{100 * v:.1f}% mfu",
+    "memory/peak_gib": lambda v: f"{v:.1f} GiB",
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
     "speed/seconds_left": lambda v: f"eta {_duration(v)}",
     "time/validation": lambda v: f"validated in {v:.1f}s",

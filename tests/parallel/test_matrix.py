@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ from megatron_sep.train.metrics import read_jsonl
 
 pytestmark = [
     pytest.mark.usefixtures("single_process"),
-    pytest.mark.skipif("not config.getoption('full')", reason="half an hour; test_two_processes.py has a part of it"),
+    pytest.mark.skipif(
+        "not config.getoption('full')", reason="half an hour on two cores; test_two_processes.py has a part of it"
+    ),
 ]
 STEPS = 20
 SECTIONS = {
@@ -46,7 +50,11 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             for more in ([FIRST_STEP], []):
                 train_here(folder, one.one, *one.settings, *more)
         for processes in PROCESSES:
-            train_in_a_job(folder, processes, cells(processes))
+            side_by_side = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
+            of = list(cells(processes))
+            with ThreadPoolExecutor(side_by_side) as jobs:
+                parts = [of[i::side_by_side] for i in range(side_by_side) if of[i::side_by_side]]
+                list(jobs.map(partial(train_in_a_job, folder, processes), parts))
     return folder
 
 
@@ -57,7 +65,7 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
 
 
-def train_in_a_job(folder: Path, processes: int, of: Iterator[Cell]) -> None:
+def train_in_a_job(folder: Path, processes: int, of: Iterable[Cell]) -> None:
     words = [word for cell in of for more in ([FIRST_STEP], []) for word in ("--", cell.name, *cell.settings, *more)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     script = str(Path(__file__).with_name("train_layouts.py"))

@@ -91,8 +91,20 @@ def train(
         Path | None,
         typer.Option(help="go on from GPT-NeoX's run directory, with the YAML in its checkpoint; needs dir=..."),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="train every combination of section.key=value,value, each in a dir of its own below the run's; may be "
+            "given again, and settings behind it may have several values too"
+        ),
+    ] = None,
+    print_jobs: Annotated[bool, typer.Option("--print", help="with --grid: print the commands instead")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="with --grid: print a SLURM array's script instead")] = False,
 ) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
+    if grid or print_jobs or slurm:
+        _train_grid(config, overrides or [], grid or [], print_jobs, slurm, allow_change or [], from_neox)
+        return
     run_config = _run_config(config, overrides or [], from_neox)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
@@ -105,6 +117,39 @@ def train(
 
         with run_lock(run_config.dir, topology):
             train_loop(build_run(run_config, topology, allow_change or (), signals))
+
+
+def _train_grid(
+    config: Path | None,
+    overrides: list[str],
+    axes: list[str],
+    print_jobs: bool,
+    slurm: bool,
+    allow_change: list[str],
+    from_neox: Path | None,
+) -> None:
+    """Start the jobs of a grid one after another, or print them."""
+    from megatron_sep.config import ConfigError
+    from megatron_sep.config.grid import grid_jobs
+    from megatron_sep.report.grid import commands, run_jobs, slurm_array
+
+    if config is None or not axes or from_neox is not None or (slurm and allow_change):
+        raise ConfigError(
+            "--grid section.key=value,value: needs the YAML of a run, --print and --slurm need it, and it goes neither "
+            "with --from-neox nor, under --slurm, with --allow-change"
+        )
+    jobs = grid_jobs(config, axes, overrides)
+    options = [word for key in allow_change for word in ("--allow-change", key)]
+    if slurm:
+        typer.echo(slurm_array(Path("scripts/slurm_pretrain.sbatch"), config, jobs))
+    elif print_jobs:
+        typer.echo("\n".join(commands(config, jobs, options)))
+    else:
+        failed = run_jobs(config, jobs, options)
+        typer.echo(
+            "\n".join([f"{len(jobs) - len(failed)} of {len(jobs)} jobs done", *(f"failed: {j.dir}" for j in failed)])
+        )
+        raise typer.Exit(bool(failed))
 
 
 def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":
@@ -415,6 +460,17 @@ def generate(
         typer.echo(text, nl=False)
         sys.stdout.flush()
     typer.echo(session.cache_lines(cache), err=True)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="folder with runs in it or below it", metavar="[DIR]")] = Path("runs"),
+) -> None:
+    """List runs: running, done, stopped, failed or killed; step, losses, time left, and the settings that differ."""
+    from megatron_sep.report.runs import list_runs, table
+
+    for line in table(list_runs(folder)):
+        typer.echo(line)
 
 
 @app.command()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.config.schema import MetricsConfig
-from megatron_sep.files import parse_json, written_aside
+from megatron_sep.files import written_aside
+from megatron_sep.train.figures import count, duration
+from megatron_sep.train.written import METRICS, read_jsonl
 
 Values = Mapping[str, float]
 
@@ -62,7 +64,7 @@ def make_metrics(
     """Every sink that is asked for; one that cannot start is named and left out."""
     makers: dict[str, Any] = {
         "console": lambda: Console(steps),
-        "metrics.jsonl": lambda: JsonLines(run_dir / "metrics.jsonl", start),
+        "metrics.jsonl": lambda: JsonLines(run_dir / METRICS, start),
     }
     if config.tensorboard:
         makers["tensorboard"] = lambda: TensorBoard(run_dir / "tensorboard", start)
@@ -100,7 +102,7 @@ class JsonLines:
         self._open(start)
 
     def _open(self, start: int) -> None:
-        kept = [line for line in _lines(self.path) if line["step"] <= start] if start else []
+        kept = [line for line in read_jsonl(self.path) if line["step"] <= start] if start else []
         with written_aside(self.path) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
@@ -164,49 +166,17 @@ class Wandb:
         self.run.finish()
 
 
-def read_jsonl(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; one that is none, as a kill leaves the last one, is left out."""
-    return _lines(path)
-
-
-def _lines(path: Path) -> list[dict[str, float]]:
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            values = parse_json(line)
-            if isinstance(values, dict) and "step" in values and all(map(_is_number, values.values())):
-                found.append(values)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _count(value: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
-
-
 _SHOWN: dict[str, Callable[[float], str]] = {
     "train/loss": lambda v: f"loss {v:.3f}",
     "valid/loss": lambda v: f"validation loss {v:.3f}",
     "valid/perplexity": lambda v: f"perplexity {v:.2f}",
     "train/lr": lambda v: f"lr {v:.1e}",
     "train/grad_norm": lambda v: f"|g| {v:.2f}",
-    "speed/tokens_per_second": lambda v: f"{_count(v)} tok/s",
+    "speed/tokens_per_second": lambda v: f"{count(v)} tok/s",
     "speed/mfu": lambda v: f"{100 * v:.1f}% mfu",
     "memory/peak_gib": lambda v: f"{v:.1f} GiB",
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
-    "speed/seconds_left": lambda v: f"eta {_duration(v)}",
+    "speed/seconds_left": lambda v: f"eta {duration(v)}",
     "time/validation": lambda v: f"validated in {v:.1f}s",
     "time/save": lambda v: f"stood {v:.1f}s to save",
     "time/save_whole": lambda v: f"saved in {v:.1f}s",

@@ -14,7 +14,7 @@ from support.cases import full_run
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import SourceError
 from megatron_sep.weights.sealed import CheckpointError
 

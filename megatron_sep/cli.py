@@ -100,8 +100,14 @@ def train(
     ] = None,
     print_jobs: Annotated[bool, typer.Option("--print", help="with --grid: print the commands instead")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="with --grid: print a SLURM array's script instead")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="no header and no status lines, as metrics.console=off; metrics.jsonl has all"),
+    ] = False,
 ) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
+    if quiet:
+        overrides = [*(overrides or []), "metrics.console=off"]
     if grid or print_jobs or slurm:
         _train_grid(config, overrides or [], grid or [], print_jobs, slurm, allow_change or [], from_neox)
         return

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_sep.attention.rules import LayerRules
+from megatron_sep.attention.words import in_words
 from megatron_sep.convert.check import check_ids, check_length, exported_rules
 from megatron_sep.data.content import sum_of
 from megatron_sep.data.separator_notes import shown_samples
@@ -15,7 +16,6 @@ from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.errors import UserError
 from megatron_sep.evaluate.ways import Left, Ways
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.report.describe import in_words
 from megatron_sep.weights.export import export_rules
 from megatron_sep.weights.open_source import OpenedSource, open_source
 from megatron_sep.weights.sealed import CheckpointError, describe, finished_checkpoints, versions_here, written_by

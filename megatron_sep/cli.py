@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,10 @@ HELP = """
 Train language models whose attention keeps few tokens (SepLLM), from nothing or from a published checkpoint, and run
 them with a small cache.
 
-A YAML file describes a run; configs/runs/ has examples. Words behind its name set single keys, as in
+A YAML file describes a run; configs/runs/ has examples, which are found by their names too. Words behind it set single
+keys, as in
 
-python -m megatron_sep train configs/runs/quickstart.yaml train.steps=400
+megatron_sep train pythia-160m-sep-n64 data.path=pile/document train.steps=400
 """
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 75 saved and stopped, "
@@ -67,7 +69,10 @@ app = typer.Typer(
 pile = typer.Typer(no_args_is_help=True, help="Check, join or cut the Pile's parts as they are published.")
 app.add_typer(pile, name="pile")
 
-RunPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
+RunPath = Annotated[
+    Path,
+    typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM, or the name of a shipped one", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="section.key=value ..., and files that go on top of the first", show_default=False),
@@ -80,7 +85,10 @@ ShardPrefix = Annotated[Path, typer.Argument(help="path of the set without .idx 
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="YAML of the run, or of GPT-NeoX or SepLLM, or the name of a shipped one", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
     allow_change: Annotated[
@@ -111,7 +119,11 @@ def train(
     if grid or print_jobs or slurm:
         _train_grid(config, overrides or [], grid or [], print_jobs, slurm, allow_change or [], from_neox)
         return
-    run_config = _run_config(config, overrides or [], from_neox)
+    _train(_run_config(config, overrides or [], from_neox), allow_change or ())
+
+
+def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
+    """Of this process's part in the job."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
     from megatron_sep.train.signals import heard_signals
@@ -122,7 +134,7 @@ def train(
         from megatron_sep.train.run_lock import run_lock
 
         with run_lock(run_config.dir, topology):
-            train_loop(build_run(run_config, topology, allow_change or (), signals))
+            train_loop(build_run(run_config, topology, allow_change, signals))
 
 
 def _train_grid(
@@ -137,6 +149,7 @@ def _train_grid(
     """Start the jobs of a grid one after another, or print them."""
     from megatron_sep.config import ConfigError
     from megatron_sep.config.grid import grid_jobs
+    from megatron_sep.config.shipped import shipped_script
     from megatron_sep.report.grid import commands, run_jobs, slurm_array
 
     if config is None or not axes or from_neox is not None or (slurm and allow_change):
@@ -147,7 +160,7 @@ def _train_grid(
     jobs = grid_jobs(config, axes, overrides)
     options = [word for key in allow_change for word in ("--allow-change", key)]
     if slurm:
-        typer.echo(slurm_array(Path("scripts/slurm_pretrain.sbatch"), config, jobs))
+        typer.echo(slurm_array(shipped_script("slurm_pretrain.sbatch"), config, jobs))
     elif print_jobs:
         typer.echo("\n".join(commands(config, jobs, options)))
     else:
@@ -168,6 +181,26 @@ def _run_config(config: Path | None, overrides: list[str], from_neox: Path | Non
     if config is None:
         raise ConfigError("train: name the YAML of a run, or --from-neox with GPT-NeoX's run directory")
     return load_config(config, overrides)
+
+
+@app.command()
+def quickstart(overrides: Overrides = None) -> None:
+    """Make a corpus from the text that comes with Python and train a small SepLLM model on it, in minutes on a CPU.
+
+    It is the shipped run `quickstart`: corpus and checkpoints go to runs/quickstart in the working directory.
+    """
+    from megatron_sep.config import ConfigError, load_config
+
+    run_config = load_config(Path("quickstart"), overrides or ())
+    if run_config.data.path is None or "RANK" in os.environ:
+        raise ConfigError(
+            "quickstart: makes the corpus that data.path names, in one process; for other data or several processes "
+            "use `train quickstart`"
+        )
+    from megatron_sep.prepare.quickstart import make_corpus
+
+    make_corpus(run_config.data.path.parent)
+    _train(run_config)
 
 
 @app.command()
@@ -208,7 +241,11 @@ def plan(
     from megatron_sep.report.plan import Machines
     from megatron_sep.report.plan import plan as lines_of
 
-    lines = list(lines_of(sketch_config(config, overrides or ()), Machines(gpus, gpu, price, separator_share)))
+    lines = list(
+        lines_of(
+            sketch_config(config, [*(overrides or ()), "dir=runs/planned"]), Machines(gpus, gpu, price, separator_share)
+        )
+    )
     for line in lines:
         typer.echo(line)
     raise typer.Exit(any(line.startswith("!") for line in lines))

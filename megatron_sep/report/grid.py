@@ -11,6 +11,7 @@ from megatron_sep.config.grid import Job
 from megatron_sep.errors import StoppedError, UserError
 
 _STOPPED, _INTERRUPTED = 75, 130
+_LAUNCHER = "train_torchrun.sh"
 _AFTER = "set -uo pipefail\n"
 """The line of the SLURM script behind which a job's words are set."""
 
@@ -46,7 +47,10 @@ def run_jobs(config: Path, jobs: Sequence[Job], options: Sequence[str] = ()) -> 
 
 
 def slurm_array(script: Path, config: Path, jobs: Sequence[Job]) -> str:
-    """``script``, which trains one configuration under SLURM, as an array of these jobs. Raises GridError."""
+    """``script``, which trains one configuration under SLURM, as an array of these jobs. Raises GridError.
+
+    A script that is named by its whole path finds its launcher beside itself, wherever it is submitted from.
+    """
     try:
         text = script.read_text(encoding="utf-8")
     except OSError as error:
@@ -54,6 +58,8 @@ def slurm_array(script: Path, config: Path, jobs: Sequence[Job]) -> str:
     head, found, body = text.partition(_AFTER)
     if not found:
         raise GridError(f"{script}: has no line {_AFTER.strip()!r}, behind which a job's words are set")
+    if script.is_absolute():
+        body = body.replace(f"scripts/{_LAUNCHER}", shlex.quote(str(script.with_name(_LAUNCHER))))
     settings = [line for line in head.splitlines() if line.startswith("#SBATCH") and "--output" not in line]
     cases = [f"{number}) set -- {shlex.join([str(config), *job.words])} ;;" for number, job in enumerate(jobs)]
     return "\n".join(

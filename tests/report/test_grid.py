@@ -96,10 +96,14 @@ def test_the_commands_are_printed_for_a_shell(run_yaml: Path) -> None:
     assert "--grid section.key=value,value: needs" in alone.stderr
 
 
-def test_an_array_of_slurm_trains_the_job_of_its_number(run_yaml: Path, tmp_path: Path) -> None:
+def test_an_array_of_slurm_trains_the_job_of_its_number(
+    run_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The script of one run with each job's words, run here with stand-ins for SLURM's commands."""
+    monkeypatch.chdir(ROOT)
     jobs = grid_jobs(run_yaml, ["attention.window=4,8"], ["train.steps=2"])
-    text = slurm_array(SCRIPT, run_yaml, jobs)
+    text = slurm_array(SCRIPT.relative_to(ROOT), run_yaml, jobs)
+    assert f" {ROOT}/scripts/train_torchrun.sh " in slurm_array(SCRIPT, run_yaml, jobs)  # of an installed wheel
     assert "#SBATCH --array=0-1" in text.splitlines()
     assert text.splitlines()[0] == "#!/usr/bin/env bash"
     body = SCRIPT.read_text().partition("set -uo pipefail\n")[2]

@@ -67,10 +67,22 @@ class StepTime:
     def _matrix_seconds(self) -> float:
         """Of the stage that has the output layer, too; a chunked loss computes its logits twice."""
         config = self.needs.config
-        size = ModelSize(config.model, self.needs.vocab_size)
-        output = self.needs.vocab_size * config.model.hidden_size * (3 + (config.train.loss_chunk is not None))
-        layers = self._layers * size.layer_matrices * (3 + self._again)
-        return 2 * self._tokens * (layers + output) / config.parallel.tensor / self.speeds.matrix_flops
+        model, vocab = config.model, self.needs.vocab_size
+        size = ModelSize(model, vocab)
+        passes = 3 + self._again
+        layers = self._product_seconds(size.layer_matrices, size.layer_widths) * self._layers * passes
+        output = self._product_seconds(vocab * model.hidden_size, vocab + model.hidden_size)
+        return layers + output * (3 + (config.train.loss_chunk is not None))
+
+    def _product_seconds(self, entries: float, widths: float) -> float:
+        """One pass of matrices with so many entries in all, as fast as they compute or as their values move.
+
+        ``widths``: of their inputs and outputs together, values a token.
+        """
+        tensor, number = self.needs.config.parallel.tensor, self.needs.activations.number_bytes
+        computed = 2 * self._tokens * entries / self.speeds.matrix_flops
+        moved = number * self._tokens * widths / self.speeds.memory
+        return max(computed, moved) / tensor
 
     @property
     def _attention_seconds(self) -> float:

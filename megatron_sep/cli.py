@@ -117,8 +117,10 @@ def train(
     if quiet:
         overrides = [*(overrides or []), "metrics.console=off"]
     if grid or print_jobs or slurm:
-        _train_grid(config, overrides or [], grid or [], print_jobs, slurm, allow_change or [], from_neox)
-        return
+        from megatron_sep.report.grid import Wish, train_grid
+
+        wish = Wish(config, tuple(grid or ()), tuple(overrides or ()), tuple(allow_change or ()), from_neox is not None)
+        raise typer.Exit(train_grid(wish, print_jobs, slurm))
     _train(_run_config(config, overrides or [], from_neox), allow_change or ())
 
 
@@ -135,40 +137,6 @@ def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
 
         with run_lock(run_config.dir, topology):
             train_loop(build_run(run_config, topology, allow_change, signals))
-
-
-def _train_grid(
-    config: Path | None,
-    overrides: list[str],
-    axes: list[str],
-    print_jobs: bool,
-    slurm: bool,
-    allow_change: list[str],
-    from_neox: Path | None,
-) -> None:
-    """Start the jobs of a grid one after another, or print them."""
-    from megatron_sep.config import ConfigError
-    from megatron_sep.config.grid import grid_jobs
-    from megatron_sep.config.shipped import shipped_script
-    from megatron_sep.report.grid import commands, run_jobs, slurm_array
-
-    if config is None or not axes or from_neox is not None or (slurm and allow_change):
-        raise ConfigError(
-            "--grid section.key=value,value: needs the YAML of a run, --print and --slurm need it, and it goes neither "
-            "with --from-neox nor, under --slurm, with --allow-change"
-        )
-    jobs = grid_jobs(config, axes, overrides)
-    options = [word for key in allow_change for word in ("--allow-change", key)]
-    if slurm:
-        typer.echo(slurm_array(shipped_script("slurm_pretrain.sbatch"), config, jobs))
-    elif print_jobs:
-        typer.echo("\n".join(commands(config, jobs, options)))
-    else:
-        failed = run_jobs(config, jobs, options)
-        typer.echo(
-            "\n".join([f"{len(jobs) - len(failed)} of {len(jobs)} jobs done", *(f"failed: {j.dir}" for j in failed)])
-        )
-        raise typer.Exit(bool(failed))
 
 
 def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":

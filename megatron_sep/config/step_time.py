@@ -7,7 +7,14 @@ from megatron_sep.config.gpus import NETWORK, NODE, Gpu
 from megatron_sep.config.needs import Needs
 from megatron_sep.config.size import ModelSize
 from megatron_sep.config.speeds import Speeds
-from megatron_sep.config.traffic import all_gather_bytes, data_bytes, landmark_bytes, pipeline_bytes, tensor_bytes
+from megatron_sep.config.traffic import (
+    all_gather_bytes,
+    data_bytes,
+    gathered_bytes,
+    landmark_bytes,
+    pipeline_bytes,
+    tensor_bytes,
+)
 from megatron_sep.config.visible import all_pairs, landmark_share, num_full_layers, visible_pairs
 
 _BACKWARD = 2.5
@@ -124,11 +131,12 @@ class StepTime:
         config, count = self.needs.config, self.needs.microbatches
         model, parallel, tokens = config.model, config.parallel, self._tokens
         passes = 3 if config.train.recompute is True else 2
+        gathered = gathered_bytes(self.needs.weights, self.needs.data_ranks) if parallel.zero_stage == 3 else 0.0
         return {
             "tensor": count * tensor_bytes(model, parallel, tokens, passes) if parallel.tensor > 1 else 0.0,
             "context": count * self._context_bytes * (3 if config.train.recompute else 2),
             "pipeline": count * pipeline_bytes(model, parallel, tokens),
-            "data": data_bytes(self.needs.weights, self.needs.data_ranks),
+            "data": data_bytes(self.needs.weights, self.needs.data_ranks) + count * gathered,
         }
 
     @property

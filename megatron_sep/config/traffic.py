@@ -56,3 +56,8 @@ def pipeline_bytes(model: ModelConfig, parallel: ParallelConfig, tokens: float) 
 def data_bytes(weights: float, ranks: int) -> float:
     """Of a step: fp32 gradients in and 16-bit weights back, shared among ``ranks`` of the same weights (ZeRO-1)."""
     return 6 * weights * (1 - 1 / ranks)
+
+
+def gathered_bytes(weights: float, ranks: int) -> float:
+    """Of a micro-batch where 16-bit weights are shared too (ZeRO-3): forward and backward fetch them."""
+    return 2 * 2 * weights * (1 - 1 / ranks)

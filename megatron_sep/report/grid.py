@@ -5,9 +5,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sep.config.grid import Job
+from megatron_sep.config.grid import Job, grid_jobs
+from megatron_sep.config.shipped import shipped_script
 from megatron_sep.errors import StoppedError, UserError
 
 _STOPPED, _INTERRUPTED = 75, 130
@@ -18,6 +20,39 @@ _AFTER = "set -uo pipefail\n"
 
 class GridError(UserError):
     """Jobs that cannot be started as asked."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What stands behind `train`."""
+
+    config: Path | None
+    axes: tuple[str, ...]
+    """Of --grid."""
+    words: tuple[str, ...]
+    """Settings and further files, some of them with several values."""
+    allow_change: tuple[str, ...] = ()
+    from_neox: bool = False
+
+
+def train_grid(wish: Wish, print_jobs: bool, slurm: bool) -> int:
+    """Start the jobs of a grid one after another, or print them; the exit code. Raises ConfigError, GridError."""
+    if wish.config is None or not wish.axes or wish.from_neox or (slurm and wish.allow_change):
+        raise GridError(
+            "--grid section.key=value,value: needs the YAML of a run, --print and --slurm need it, and it goes neither "
+            "with --from-neox nor, under --slurm, with --allow-change"
+        )
+    jobs = grid_jobs(wish.config, wish.axes, wish.words)
+    options = [word for key in wish.allow_change for word in ("--allow-change", key)]
+    if slurm:
+        print(slurm_array(shipped_script("slurm_pretrain.sbatch"), wish.config, jobs))
+        return 0
+    if print_jobs:
+        print("\n".join(commands(wish.config, jobs, options)))
+        return 0
+    failed = run_jobs(wish.config, jobs, options)
+    print("\n".join([f"{len(jobs) - len(failed)} of {len(jobs)} jobs done", *(f"failed: {job.dir}" for job in failed)]))
+    return int(bool(failed))
 
 
 def commands(config: Path, jobs: Sequence[Job], options: Sequence[str] = ()) -> list[str]:

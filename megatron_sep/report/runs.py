@@ -13,6 +13,7 @@ from typing import Any
 from megatron_sep.config.load import read_tree
 from megatron_sep.config.section import leaves
 from megatron_sep.errors import UserError
+from megatron_sep.files import read_json
 from megatron_sep.train.figures import duration
 from megatron_sep.train.written import HISTORY, METRICS, SETTINGS, read_history, read_jsonl
 from megatron_sep.weights.sealed import CheckpointError, describe, finished_checkpoints
@@ -80,7 +81,7 @@ def _read(run: Path, folder: Path) -> RunState:
     last = metrics[-1] if metrics else {}
     ends = [line for line in history if line["event"] in (*_ENDS, "start", "resume")]
     state = _state(run, ends[-1]["event"] if ends else "", max(_time(last), _time(ends[-1] if ends else {})))
-    step = max(int(last.get("step", 0)), *(int(line.get("step") or 0) for line in ends[-1:]), 0)
+    step = max(_count(line.get("step")) for line in (last, *ends[-1:]))
     left = _newest(metrics, "speed/seconds_left")
     return RunState(
         name=run.name if run == folder else str(run.relative_to(folder)),
@@ -97,6 +98,11 @@ def _read(run: Path, folder: Path) -> RunState:
 
 def _newest(metrics: Sequence[Mapping[str, float]], name: str) -> Mapping[str, float] | None:
     return next((line for line in reversed(metrics) if name in line), None)
+
+
+def _count(value: Any) -> int:
+    """0 for what counts nothing: anybody can write into a file."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**63 else 0
 
 
 def _time(line: Mapping[str, Any]) -> float:
@@ -120,7 +126,7 @@ def _state(run: Path, last_event: str, last_time: float) -> str:
 def _owner(lock: Path) -> Mapping[str, Any] | None:
     """Whoever stands in the lock; it is not tried, which would keep a run from starting."""
     with suppress(OSError, ValueError):
-        found = json.loads(lock.read_text(encoding="utf-8"))
+        found = read_json(lock)
         if isinstance(found, dict):
             return found
     return None
@@ -130,7 +136,7 @@ def _lives(owner: Mapping[str, Any], last_time: float) -> bool:
     if owner.get("host") != platform.node():
         return time.time() - last_time < _SILENT_SECONDS
     try:
-        os.kill(int(owner["process"]), 0)
+        os.kill(max(int(owner["process"]), 1), 0)  # 0 and below would be many processes
     except PermissionError:  # another user's
         return True
     except (KeyError, TypeError, ValueError, OverflowError, ProcessLookupError):

@@ -125,6 +125,8 @@ def test_a_slower_layout_takes_longer() -> None:
     assert parts(4, parallel={"pipeline": 4})["pipeline bubble"] > 0
     full, sep = (parts(8, parallel={"context": 8}, attention=a) for a in ({}, {"window": 64, "sinks": 3}))
     assert full["communication"] > sep["communication"] > 0
+    one, three = (parts(8, parallel={"engine": "deepspeed", "zero_stage": stage}) for stage in (1, 3))
+    assert three["communication"] > one["communication"] > 0
 
 
 def test_no_layout_fits_where_one_sequence_is_too_long() -> None:

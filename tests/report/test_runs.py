@@ -114,6 +114,25 @@ def test_a_trained_run_has_written_its_settings(tiny: Callable[..., RunConfig]) 
     assert one(config.dir).settings == found.settings
 
 
+@pytest.mark.parametrize("name", ["history.jsonl", "metrics.jsonl", "lock", "config.yaml"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\x00",
+        b"[" * 100_000,
+        b'{"event": "done", "step": "x", "time": "y"}',
+        b'{"event": "start", "step": -1e999, "process": 0, "host": 3}',
+        b'{"step": 1e999, "time": -1, "train/loss": NaN, "speed/seconds_left": 1}',
+        b"null",
+    ],
+)
+def test_a_file_that_is_none_stops_no_list(tmp_path: Path, name: str, content: bytes) -> None:
+    """Whatever stands in it, the run is listed."""
+    run = made(tmp_path / "run", "start")
+    (run / name).write_bytes(content)
+    assert len(table(list_runs(run))) == 2
+
+
 def test_where_no_run_is_that_is_said(tmp_path: Path) -> None:
     """A folder that is not there, and one with nothing in it."""
     with pytest.raises(RunsError, match="no such directory"):

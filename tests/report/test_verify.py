@@ -33,10 +33,30 @@ def trained(config: RunConfig) -> Path:
     return config.dir
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of all tests here lies."""
+    return tmp_path_factory.mktemp("run") / "run"
+
+
 @pytest.fixture
-def run(tiny: Callable[..., RunConfig]) -> Path:
-    """A trained SepLLM run, H with documents kept apart."""
-    return trained(tiny(attention={"document_boundaries": True}, train={"steps": 2, "eval_every": 0}))
+def run(tiny: Callable[..., RunConfig], once: Path, tmp_path: Path) -> Path:
+    """A copy of a trained SepLLM run, H with documents kept apart."""
+    if not once.exists():
+        trained(tiny(dir=once, attention={"document_boundaries": True}, train={"steps": 2, "eval_every": 0}))
+    shutil.copytree(once, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Leaves out the ways that a test does not look at."""
+
+    def leave(*names: str) -> None:
+        others = ways.Ways.others
+        monkeypatch.setattr(ways.Ways, "others", lambda self: {name: others(self)[name] for name in names})
+
+    return leave
 
 
 def found(path: Path, text: Path | None = None) -> list[str]:
@@ -71,8 +91,9 @@ def test_other_positions_are_not_exported_and_that_is_said(tiny: Callable[..., R
     assert any(line.startswith("  export, export decoded: left out: ") and "alibi" in line for line in lines)
 
 
-def test_a_text_of_the_user_is_computed(run: Path, tmp_path: Path) -> None:
+def test_a_text_of_the_user_is_computed(run: Path, tmp_path: Path, only: Callable[..., None]) -> None:
     """Its tokens are counted; one that is too short, or is no text, is refused."""
+    only("fused training")
     (tmp_path / "text").write_text("alpha is more than beta, one two three. " * 9)
     assert any(f"tokens of {tmp_path / 'text'}, " in line for line in found(run, tmp_path / "text"))
     (tmp_path / "short").write_text("one")
@@ -95,8 +116,9 @@ def test_a_byte_that_changed_is_found(run: Path) -> None:
     assert str(file) in line
 
 
-def test_another_tokenizer_is_found(run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_found(run: Path, corpus: Path, tmp_path: Path, only: Callable[..., None]) -> None:
     """One of as many tokens, with two of them exchanged."""
+    only()
     tree = json.loads((corpus / "tokenizer.json").read_text())
     vocab = tree["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
@@ -108,8 +130,11 @@ def test_another_tokenizer_is_found(run: Path, corpus: Path, tmp_path: Path) -> 
     assert wrong(found(moved)) == ["! tokenizer: its content is not that of training; bring that one back"]
 
 
-def test_a_cache_that_keeps_one_key_less_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_keeps_one_key_less_is_found(
+    run: Path, monkeypatch: pytest.MonkeyPatch, only: Callable[..., None]
+) -> None:
     """A window that is shorter by one in decoding than in training, and only there."""
+    only("prefill, decoded")
     attach = ways.attach
 
     def shorter(model: Any, patterns: list[AttentionPattern], **options: Any) -> Any:
@@ -120,8 +145,11 @@ def test_a_cache_that_keeps_one_key_less_is_found(run: Path, monkeypatch: pytest
     assert [line.split(":")[0] for line in wrong(found(run))] == ["! prefill", "! decoded"]
 
 
-def test_an_export_that_sees_something_else_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_sees_something_else_is_found(
+    run: Path, monkeypatch: pytest.MonkeyPatch, only: Callable[..., None]
+) -> None:
     """Its settings lack the separators: the masks differ, and the logits."""
+    only("export, export decoded")
     rules = ways.export_rules
 
     def fewer(source: Any) -> dict[str, Any]:
@@ -132,10 +160,10 @@ def test_an_export_that_sees_something_else_is_found(run: Path, monkeypatch: pyt
     assert [line.split(":")[0] for line in wrong(found(run))] == ["! masks", "! export", "! export decoded"]
 
 
-def test_weights_that_are_no_numbers_are_found(tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_no_numbers_are_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Differences of NaN are no agreement."""
     monkeypatch.setattr(ways, "own_logits", lambda *_: [torch.full((1, 4, 4), torch.nan)])
-    lines = found(trained(tiny(train={"steps": 1, "eval_every": 0})))
+    lines = found(run)
     assert wrong(lines) == ["! the training mask: a logit is no number; the weights are broken"]
 
 

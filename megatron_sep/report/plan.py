@@ -187,7 +187,12 @@ def _layouts(needs: Needs, machines: Machines) -> Iterator[str]:
     yield f"layouts of {machines.gpus} GPU(s), each with its fastest micro-batch and recompute:"
     yield from (f"  {choice}" for choice in found)
     best = fastest(found)
-    yield f"suggested: {best.settings}" if best else "! no layout fits: take more GPUs, or a smaller model or sequence"
+    if best:
+        yield f"suggested: {best.settings}"
+    elif any(choice.too_large for choice in found):
+        yield "! no layout fits: take more GPUs, or a smaller model or sequence"
+    else:
+        yield "! no layout can be: change what does not divide, or take another number of GPUs"
 
 
 def _cache(config: RunConfig, separator_share: float) -> Iterator[str]:

@@ -27,6 +27,8 @@ class Choice:
     needs: Needs | None = None
     seconds: float = 0.0
     why_not: str = ""
+    too_large: bool = False
+    """Is memory all that is in its way?"""
 
     @property
     def settings(self) -> str:
@@ -63,13 +65,13 @@ def fastest(found: list[Choice]) -> Choice | None:
 
 
 def _layouts(needs: Needs) -> Iterator[ParallelConfig]:
-    """Powers of two of the GPUs; sequences are shared as they are configured, other engines as they are."""
+    """Powers of two and what is configured; sequences are shared as they are configured, other engines as they are."""
     parallel = needs.config.parallel
     if parallel.engine != "megatron":
         yield parallel
         return
-    tensors = [size for size in (1, 2, 4, 8) if size <= NODE]
-    stages = [1 << power for power in range(_MOST_STAGES.bit_length())]
+    tensors = sorted({*_powers(NODE), parallel.tensor})
+    stages = sorted({*_powers(_MOST_STAGES), parallel.pipeline})
     for tensor, pipeline in product(tensors, stages):
         if needs.ranks % (tensor * pipeline * parallel.context) == 0:
             sequence = tensor > 1 and needs.config.train.loss_chunk is None
@@ -84,6 +86,10 @@ def _layouts(needs: Needs) -> Iterator[ParallelConfig]:
             )
 
 
+def _powers(most: int) -> list[int]:
+    return [1 << power for power in range(most.bit_length())]
+
+
 def _best(needs: Needs, parallel: ParallelConfig, gpu: Gpu, speeds: Speeds, separator_share: float) -> Choice:
     mistakes = split_mistakes(needs.config.model, parallel)
     if needs.vocab_size % parallel.tensor:
@@ -96,7 +102,8 @@ def _best(needs: Needs, parallel: ParallelConfig, gpu: Gpu, speeds: Speeds, sepa
     fitting = [one for one in tried if one.device_bytes <= SPARE * gpu.memory]
     if not fitting:
         least = min(one.device_bytes for one in tried) / 1e9
-        return Choice(parallel, why_not=f"does not fit: takes {least:,.1f} of {gpu.memory / 1e9:,.1f} GB at the least")
+        why_not = f"does not fit: takes {least:,.1f} of {gpu.memory / 1e9:,.1f} GB at the least"
+        return Choice(parallel, why_not=why_not, too_large=True)
     timed = [(StepTime(one, gpu, speeds, separator_share).seconds, one) for one in fitting]
     least_seconds = min(seconds for seconds, _ in timed)
     alike = [(seconds, one) for seconds, one in timed if seconds <= least_seconds * _ALIKE]
@@ -105,9 +112,9 @@ def _best(needs: Needs, parallel: ParallelConfig, gpu: Gpu, speeds: Speeds, sepa
 
 
 def _settings(needs: Needs, parallel: ParallelConfig) -> Iterator[Needs]:
-    """Every micro-batch that is a power of two and divides the batch, with every recomputation."""
+    """Micro-batches that are powers of two, and the one that is configured, with every recomputation."""
     config = needs.config.model_copy(update={"parallel": parallel})
-    sizes = [1 << power for power in range(config.train.global_batch_size.bit_length())]
+    sizes = sorted({*_powers(config.train.global_batch_size), config.train.micro_batch_size})
     for micro, recompute in product(sizes, _RECOMPUTE):
         train = config.train.model_copy(update={"micro_batch_size": micro, "recompute": recompute})
         if not job_mistakes(parallel, train, needs.ranks):

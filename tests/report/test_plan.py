@@ -92,6 +92,14 @@ def test_a_layout_that_does_not_divide_the_job_is_marked() -> None:
     lines = said(run(parallel={"tensor": 4}), 6)
     assert any(line.startswith("! parallel.tensor=4 x parallel.context=1") for line in lines)
     assert not any(line.startswith("memory") for line in lines)
+    assert "! no layout can be: change what does not divide, or take another number of GPUs" in said(run(), 7)
+
+
+def test_what_is_configured_is_among_the_layouts() -> None:
+    """Three stages and micro-batches of three, which are no powers of two."""
+    train = {"global_batch_size": 99, "micro_batch_size": 3}
+    lines = said(run(parallel={"pipeline": 3}, train=train), 3)
+    assert any(line.startswith("  parallel.tensor=1 parallel.pipeline=3 train.micro_batch_size=") for line in lines)
 
 
 def test_less_memory_is_planned_for_where_less_is_kept() -> None:

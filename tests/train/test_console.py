@@ -4,7 +4,9 @@ import os
 import re
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,16 +22,25 @@ VALUES = {"train/loss": 3.25, "speed/tokens_per_second": 118_000.0, "speed/mfu":
 
 
 class Screen:
-    """A terminal, and what came out of it so far."""
+    """A terminal, and what came out of it until it was closed."""
 
     def __init__(self) -> None:
         self._master, slave = os.openpty()
         termios.tcsetwinsize(slave, (24, 160))
         self.file: IO[str] = os.fdopen(slave, "w", buffering=1)
+        self._said = b""
+        self._reader = threading.Thread(target=self._listen, daemon=True)  # a terminal that nobody reads gets full
+        self._reader.start()
+
+    def _listen(self) -> None:
+        with suppress(OSError):  # what a terminal says when its other end is closed and all of it is read
+            while said := os.read(self._master, 1 << 16):
+                self._said += said
 
     def read(self) -> str:
-        self.file.flush()
-        return os.read(self._master, 1 << 16).decode()
+        self.file.close()
+        self._reader.join(10)
+        return self._said.decode()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What GPT-NeoX's keys say of a layer's norms, biases and MLP, as values of ours."""
 
+import math
 from collections.abc import Iterator
 
 from megatron_sep.config.neox_rules import NeoxError, Tree
@@ -41,7 +42,10 @@ def _llama_width(values: Tree) -> int:
 def _width(values: Tree, gated: bool) -> int:
     """Columns of the second matrix. A gate takes a third of the size that is given, so two thirds are two halves."""
     hidden, multiple = values["hidden_size"], values.get("mlp_multiple_of", 1)
-    size = int(values.get("intermediate_size") or values.get("expansion_factor", 4) * hidden)
+    asked = values.get("intermediate_size") or values.get("expansion_factor", 4) * hidden
+    if not math.isfinite(asked):
+        raise NeoxError(f"expansion_factor={values['expansion_factor']} x hidden_size={hidden}: is no width of an MLP")
+    size = int(asked)
     if gated:
         size = int(size * 2 / 3)
     first, second = _up(size, 2 * multiple), _up(size // 2 if gated else size, multiple)

@@ -19,6 +19,8 @@ from megatron_sep.cli import app
 from megatron_sep.config import RunConfig, load_config, to_yaml
 
 PROGRAM = [sys.executable, "-m", "megatron_sep"]
+INTERRUPTIBLE = ["env", "--default-signal=INT"]
+"""Also where the tests run in the background of a shell, whose processes ignore it."""
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -213,7 +215,7 @@ def test_generate_refuses_options_before_it_reads_a_model(words: list[str], mess
 
 def test_an_interrupt_is_one_line(run_yaml: Path) -> None:
     """Ctrl-C in the middle of training: exit code 130."""
-    words = [*PROGRAM, "train", str(run_yaml), "train.steps=1000000", "train.eval_every=0"]
+    words = [*INTERRUPTIBLE, *PROGRAM, "train", str(run_yaml), "train.steps=1000000", "train.eval_every=0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert any("step 1/1000000" in line for line in running.stdout)
@@ -233,7 +235,7 @@ def test_an_interrupted_preparation_is_one_line_and_goes_on(corpus: Path, tmp_pa
         f"output: {tmp_path}/out\ntokenizer: {{path: {corpus}/tokenizer.json}}\nworkers: 2\n"
         f"sources: [{{paths: ['{tmp_path}/text-*.txt']}}]\n"
     )
-    words = [*PROGRAM, "prepare", str(config)]
+    words = [*INTERRUPTIBLE, *PROGRAM, "prepare", str(config)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         while not (tmp_path / "out.work" / "encode.bin").exists():
             assert running.poll() is None
@@ -250,6 +252,13 @@ def test_a_reader_that_goes_away_is_no_error(run_yaml: Path) -> None:
     shown = subprocess.run([*PROGRAM, "show", str(run_yaml)], stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert shown.stderr == b""
+
+
+def test_a_quickstart_is_of_one_process_and_its_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else is a training like another."""
+    assert "use `train quickstart`" in refused("quickstart", "data.path=null", "data.blend=[{path: a}, {path: b}]")
+    monkeypatch.setenv("RANK", "0")
+    assert "use `train quickstart`" in refused("quickstart")
 
 
 def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,7 @@ from megatron_sep.train.exports import Exporter, Exports, exporter_of
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
+from megatron_sep.train.header import header
 from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
 from megatron_sep.train.outcomes import Outcomes
@@ -175,7 +176,8 @@ def build_run(
     set_determinism(config.train.deterministic)
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=start.newest is None))
     state = take_up(start, engine, history, topology)
-    for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:
+    title = header(config, resolved, topology) if config.metrics.console != "off" else ()
+    for note in [*title, *topology.tell(lambda: _notes(config, inputs)), *seen]:
         topology.say(note)
     exports = Exports(
         config.dir, config.checkpoint.every * (config.checkpoint.export_every or 1), exporter, topology, history
@@ -240,9 +242,10 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
 
 
 def _compiled(config: RunConfig, topology: Topology) -> bool:
-    """Whether layers are compiled; under ZeRO 3 a weight is there only while its layer runs."""
-    asked = config.train.compile
-    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
+    """Whether layers are compiled: not where they talk to other ranks, nor where their weights come and go (ZeRO 3)."""
+    asked, parallel = config.train.compile, config.parallel
+    whole = not parallel.splits_layers and parallel.zero_stage < 3
+    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and whole)
 
 
 def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:

@@ -133,7 +133,14 @@ class Statistics:
             "attention/separator_density": separators / tokens,
         }
         peak = peak_flops()
-        return rates | ({"speed/mfu": flops / peak / self.topology.process.size} if peak else {})
+        mfu = {"speed/mfu": flops / peak / self.topology.process.size} if peak else {}
+        return rates | mfu | self._memory()
+
+    def _memory(self) -> dict[str, float]:
+        """GiB that the allocator took at most until now, of the process that took most; on a GPU alone."""
+        if self.topology.device.type != "cuda":
+            return {}
+        return {"memory/peak_gib": max(self.topology.of_each(torch.cuda.max_memory_reserved() / 2**30))}
 
     def _left(self, step: int, step_seconds: float) -> float:
         """Until the run is over: its steps, validations and saves at what each took so far."""

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ from support.layouts import ATTENTIONS, LAYOUTS, Cell, cells
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = [
     pytest.mark.usefixtures("single_process"),
-    pytest.mark.skipif("not config.getoption('full')", reason="half an hour; test_two_processes.py has a part of it"),
+    pytest.mark.skipif(
+        "not config.getoption('full')", reason="half an hour on two cores; test_two_processes.py has a part of it"
+    ),
 ]
 STEPS = 20
 SECTIONS = {
@@ -46,7 +50,11 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             for more in ([FIRST_STEP], []):
                 train_here(folder, one.one, *one.settings, *more)
         for processes in PROCESSES:
-            train_in_a_job(folder, processes, cells(processes))
+            side_by_side = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
+            of = list(cells(processes))
+            with ThreadPoolExecutor(side_by_side) as jobs:
+                parts = [of[i::side_by_side] for i in range(side_by_side) if of[i::side_by_side]]
+                list(jobs.map(partial(train_in_a_job, folder, processes), parts))
     return folder
 
 
@@ -57,7 +65,7 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
 
 
-def train_in_a_job(folder: Path, processes: int, of: Iterator[Cell]) -> None:
+def train_in_a_job(folder: Path, processes: int, of: Iterable[Cell]) -> None:
     words = [word for cell in of for more in ([FIRST_STEP], []) for word in ("--", cell.name, *cell.settings, *more)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     script = str(Path(__file__).with_name("train_layouts.py"))
@@ -75,7 +83,7 @@ CELLS = [cell for processes in PROCESSES for cell in cells(processes)] if full_r
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_losses_of_twenty_steps_equal_those_of_one_process(runs: Path, cell: Cell) -> None:
     """Each within 1e-5, and so are the gradient norms and the visible share."""
-    one, many = ({line["step"]: line for line in read_jsonl(runs / n / "metrics.jsonl")} for n in (cell.one, cell.name))
+    one, many = (logged(runs / name) for name in (cell.one, cell.name))
     assert list(one) == list(many) == list(range(1, STEPS + 1))
     for step, expected in one.items():
         for key in ("train/loss", "train/grad_norm", "attention/visible", "attention/separator_density"):
@@ -90,6 +98,11 @@ def test_every_gradient_of_the_first_step_equals_that_of_one_process(runs: Path,
     assert len(one) == 12 * SECTIONS["model"]["num_layers"] + 4
     for name, expected in one.items():
         assert float((many[name] - expected).norm() / expected.norm()) < 1e-5, name
+
+
+def logged(run: Path) -> dict[int, dict[str, float]]:
+    """The status line of each step."""
+    return {int(line["step"]): line for line in read_jsonl(run / "metrics.jsonl") if "train/loss" in line}
 
 
 def moments(run: Path) -> dict[str, torch.Tensor]:

@@ -123,8 +123,7 @@ def flow(model: torch.nn.Module, attachment: Attachment, ids_N: Tensor, *, chunk
 
     ``chunk`` 1 is how the model decodes; more is faster and keeps the same tokens. Raises EvaluationError.
     """
-    if chunk < 1 or every < 1 or every % chunk:
-        raise EvaluationError(f"--every {every}: must be a multiple of --chunk {chunk}, both at least 1")
+    check_stream(chunk, every)
     device = next(model.parameters()).device
     cache: SepCache = attachment.new_cache()
     before = Retention(0.0, 0.0, 0.0, 0)
@@ -137,6 +136,12 @@ def flow(model: torch.nn.Module, attachment: Attachment, ids_N: Tensor, *, chunk
         now = cache.retention()
         yield _stretch(now.since(before), end + 1, end - begin, float(nats))
         before = now
+
+
+def check_stream(chunk: int, every: int) -> None:
+    """Raises EvaluationError where ``every`` is no multiple of ``chunk``."""
+    if chunk < 1 or every < 1 or every % chunk:
+        raise EvaluationError(f"--every {every}: must be a multiple of --chunk {chunk}, both at least 1")
 
 
 def _losses(logits_BTV: Tensor, next_BT: Tensor) -> Tensor:

@@ -32,12 +32,14 @@ class Known:
     """Of its embedding: one more than the largest id that it takes."""
     trained_length: int
     """Tokens of a training sequence; 0: its files do not say."""
+    place: Path
+    """Of its weights: of a run's dir the newest checkpoint."""
 
 
 def know(model: Path) -> Known:
     """Look at what ``load`` would load. Raises SourceError and what opening raises; EvaluationError for a tokenizer
     with ordinary tokens that the model has no row for."""
-    tokenizer, rows, length = _from_config(model) if _is_hugging_face(model) else _from_source(model)
+    tokenizer, rows, length, place = _from_config(model) if _is_hugging_face(model) else _from_source(model)
     if tokenizer is None:
         raise no_tokenizer(model)
     opened = load_tokenizer(tokenizer)
@@ -47,27 +49,27 @@ def know(model: Path) -> Known:
             f"{tokenizer}: has {len(beyond):,} tokens from id {beyond[0]} on that the model does not know, its "
             f"embedding has {rows:,} rows; put the model's own tokenizer there"
         )
-    return Known(opened, rows, length)
+    return Known(opened, rows, length, place)
 
 
 def _is_hugging_face(model: Path) -> bool:
     return (model / "config.json").is_file() and not is_checkpoint(model)
 
 
-def _from_config(model: Path) -> tuple[Path | None, int, int]:
+def _from_config(model: Path) -> tuple[Path | None, int, int, Path]:
     try:
         tree: dict[str, Any] = read_json(model / "config.json")
         text = tree | tree.get("text_config", {})
-        return tokenizer_in(model), int(text["vocab_size"]), int(text.get("max_position_embeddings") or 0)
+        return tokenizer_in(model), int(text["vocab_size"]), int(text.get("max_position_embeddings") or 0), model
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{model / 'config.json'}: does not describe a language model: {error!r}") from error
 
 
-def _from_source(model: Path) -> tuple[Path | None, int, int]:
+def _from_source(model: Path) -> tuple[Path | None, int, int, Path]:
     source = open_source(model)
     if source.vocab_size is None:
         raise SourceError(f"{model}: does not say how many rows its embedding has")
-    return source.tokenizer, source.vocab_size, source.config.sequence_length
+    return source.tokenizer, source.vocab_size, source.config.sequence_length, source.place
 
 
 def read_ids(source: Path, known: Known, tokens: int | None = None) -> Tensor:

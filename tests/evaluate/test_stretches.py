@@ -1,6 +1,5 @@
 """Loss of long texts: window by window and through a cache, against one masked full forward pass."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,9 +25,9 @@ def ids_N() -> Tensor:
 
 
 @pytest.fixture
-def attached() -> Iterator[tuple[Any, Attachment]]:
+def attached() -> tuple[Any, Attachment]:
     model = hugging_face(CONFIG).eval()
-    yield model, attach(model, PATTERN)
+    return model, attach(model, PATTERN)
 
 
 @torch.no_grad()

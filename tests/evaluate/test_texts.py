@@ -1,6 +1,7 @@
 """Texts are told to be wrong before a model's weights are read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from megatron_sep.weights.open_source import SourceError
 
 @pytest.fixture
 def known(tokenizer_path: Path) -> Known:
-    return Known(load_tokenizer(tokenizer_path), 400, 64)
+    return Known(load_tokenizer(tokenizer_path), 400, 64, Path())
 
 
 def test_text_and_shard_are_the_same_ids(known: Known, tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_text_and_shard_are_the_same_ids(known: Known, tmp_path: Path) -> None:
         assert torch.equal(read_ids(tmp_path / name, known, 5), expected[:5])
 
 
-def test_wrong_texts_are_named(known: Known, tokenizer_path: Path, tmp_path: Path) -> None:
+def test_wrong_texts_are_named(known: Known, tmp_path: Path) -> None:
     """Missing, too short, of ids that the model does not know, of another tokenizer."""
     with pytest.raises(EvaluationError, match=r"none: no such file, and no none\.idx beside it"):
         read_ids(tmp_path / "none", known)
@@ -42,7 +43,7 @@ def test_wrong_texts_are_named(known: Known, tokenizer_path: Path, tmp_path: Pat
     with pytest.raises(EvaluationError, match=r"text\.txt: has \d+ tokens, 1,000 are asked for"):
         read_ids(text, known, 1000)
     with pytest.raises(EvaluationError, match=r"holds the token \d+, the model's embedding has 20 rows"):
-        read_ids(text, Known(known.tokenizer, 20, 64))
+        read_ids(text, replace(known, rows=20))
     write_shards(tmp_path / "shard", [[1, 2, 3]], 400)
     receipt = {"settings": {"tokenizer": {"path": "other.json"}}, "tokenizer": {"sha256": "0" * 64}}
     manifest_path(tmp_path / "shard").write_text(json.dumps(receipt))

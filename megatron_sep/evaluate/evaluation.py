@@ -82,7 +82,7 @@ def evaluate(model: Path, asked: Asked, under: Under, out: Path | None = None) -
     hay_N = None if asked.needle is None else _hay(asked, known)
     tasks = _tasks(asked)
     parts = Parts(out, _question(model, known, asked, under, [*ids.values(), *([] if hay_N is None else [hay_N])]))
-    if out is not None and out.exists():
+    if out is not None and parts.complete:
         return dict(read_json(out))
     session = open_session(model, **vars(under))
     results = describe(session)

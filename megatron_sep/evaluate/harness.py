@@ -43,7 +43,7 @@ def find_tasks(asked: Sequence[str], folder: Path | None = None) -> Tasks:
     if folder is not None and not folder.is_dir():
         raise EvaluationError(f"--task-dir {folder}: no such directory; pass one with YAML of lm-eval's tasks")
     names = tuple(dict.fromkeys(task for name in asked for task in (PAPER if name == "paper" else (name,))))
-    manager = TaskManager(include_path=None if folder is None else str(folder))
+    manager = _manager(names, folder)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise EvaluationError(
@@ -61,6 +61,14 @@ def find_tasks(asked: Sequence[str], folder: Path | None = None) -> Tasks:
     return Tasks(names, manager)
 
 
+def _manager(names: Sequence[str], folder: Path | None) -> Any:
+    """Of the local tasks alone where they are all that is asked for: looking through lm-eval's own takes seconds."""
+    if folder is None:
+        return TaskManager()
+    local = TaskManager(include_path=str(folder), include_defaults=False)
+    return local if set(names) <= set(local.all_subtasks) else TaskManager(include_path=str(folder))
+
+
 class AttachedLM(HFLM):  # type: ignore[misc]
     """lm-eval's Hugging Face class for a model that ``attach`` was called on.
 
@@ -76,6 +84,7 @@ class AttachedLM(HFLM):  # type: ignore[misc]
         self.attachment = attachment
         self.retention = Retention(0.0, 0.0, 0.0, 0)
 
+    @torch.no_grad()
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
         assert attn_mask is None
         assert labels is None
@@ -104,11 +113,15 @@ def run_task(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm.retention = Retention(0.0, 0.0, 0.0, 0)
-    with torch.no_grad():
-        found = lm_eval.simple_evaluate(
-            lm, tasks=[name], num_fewshot=fewshot, limit=limit, task_manager=tasks.manager, log_samples=log_samples,
-            batch_size=lm.batch_size,
-        )  # fmt: skip
+    found = lm_eval.simple_evaluate(
+        lm,
+        tasks=[name],
+        num_fewshot=fewshot,
+        limit=limit,
+        task_manager=tasks.manager,
+        log_samples=log_samples,
+        batch_size=lm.batch_size,
+    )
     counts = {task: samples["effective"] for task, samples in found["n-samples"].items()}
     result: dict[str, Any] = {
         "metrics": {task: _numbers(values) for task, values in found["results"].items()},

@@ -1,8 +1,9 @@
 """Needle in a haystack: is a fact that stands somewhere in a long text still known at its end?
 
 Needles are sentences "The number of NAME is DIGITS." put between others of the text, whose end asks for one of them.
-Two things are measured of the same pass: whether the right digits are likelier than those of nine made-up numbers
-(``choice``, which small models can show; chance is 10 %), and whether greedy decoding writes them (``exact``).
+Two things are measured of the same pass: whether the right digits are likelier than nine other numbers, those of the
+other needles first (``choice``, which small models can show; chance is 10 %), and whether greedy decoding writes them
+(``exact``).
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ class Haystack:
 
     def __post_init__(self) -> None:
         wrong = [f"depth {depth:g}: must be from 0 to 1" for depth in self.depths if not 0 <= depth <= 1]
-        if not 1 <= self.keys <= len(NAMES):
-            wrong.append(f"keys {self.keys}: must be from 1 to {len(NAMES)}")
+        if not 1 <= self.keys <= _CHOICES:
+            wrong.append(f"keys {self.keys}: must be from 1 to {_CHOICES}")
         wrong += [f"length {length}: must be at least 1" for length in self.lengths if length < 1]
         if self.samples < 1 or not self.lengths or not self.depths:
             wrong.append("pass at least one length, one depth and one sample")
@@ -70,7 +71,7 @@ class Trial:
 
     prompt: list[int]
     candidates: list[list[int]]
-    """Ids of the numbers to choose from; the first is the right one."""
+    """Ids of the numbers to choose from: the right one, those of the other needles, and made-up ones."""
 
 
 def make_trial(tokenizer: Tokenizer, hay_N: Tensor, asked: Haystack, length: int, depth: float, sample: int) -> Trial:
@@ -80,9 +81,8 @@ def make_trial(tokenizer: Tokenizer, hay_N: Tensor, asked: Haystack, length: int
     """
     random = Random(f"{asked.seed} {length} {depth} {sample}")
     names = random.sample(NAMES, asked.keys)
-    numbers = [str(number) for number in random.sample(range(100_000, 1_000_000), _CHOICES + asked.keys - 1)]
-    told = [numbers[0], *numbers[_CHOICES:]]
-    needles = [tokenizer.encode(f" The number of {n} is {v}.") for n, v in zip(names, told, strict=True)]
+    numbers = [str(number) for number in random.sample(range(100_000, 1_000_000), _CHOICES)]
+    needles = [tokenizer.encode(f" The number of {n} is {v}.") for n, v in zip(names, numbers, strict=False)]
     question = tokenizer.encode(f" The number of {names[0]} is")
     room = length - len(question) - sum(map(len, needles))
     if room < 1:
@@ -97,7 +97,7 @@ def make_trial(tokenizer: Tokenizer, hay_N: Tensor, asked: Haystack, length: int
     for place, needle in sorted(zip(places, needles, strict=True), reverse=True):
         at = round(place * room)
         hay[at:at] = needle
-    return Trial(hay + question, [tokenizer.encode(f" {number}") for number in numbers[:_CHOICES]])
+    return Trial(hay + question, [tokenizer.encode(f" {number}") for number in numbers])
 
 
 @dataclass(frozen=True)

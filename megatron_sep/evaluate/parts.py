@@ -22,8 +22,13 @@ class Parts:
         for file in (self._out, self._asked):
             if file is not None and file.exists():
                 self._check(file)
-        if self._asked is not None:
+        if self._asked is not None and not self.complete:
             write_json(self._asked, {"question": self._question})
+
+    @property
+    def complete(self) -> bool:
+        """Is the output there, and the answer to this question?"""
+        return self._out is not None and self._out.exists()
 
     @property
     def _asked(self) -> Path | None:

@@ -87,6 +87,7 @@ def theirs(model_dir: Path) -> Callable[..., Any]:
 
     def make(model: Any) -> Any:
         from lm_eval.models.huggingface import HFLM
+
         from megatron_sep.data.tokenizer import load_tokenizer
 
         tokenizer = transformers_tokenizer(model_dir, load_tokenizer(model_dir / "tokenizer.json"))
@@ -162,7 +163,7 @@ def test_what_is_no_task_is_named(tmp_path: Path) -> None:
     """Names that lm-eval does not know, a directory that is not there, data that cannot be had."""
     with pytest.raises(EvaluationError, match=r"--tasks no_such_task: no task of lm-eval"):
         find_tasks(["piqa", "no_such_task"])
-    with pytest.raises(EvaluationError, match="--task-dir .*none: no such directory"):
+    with pytest.raises(EvaluationError, match=r"--task-dir .*none: no such directory"):
         find_tasks(["piqa"], tmp_path / "none")
     (tmp_path / "choice.yaml").write_text(CHOICE.format(data=tmp_path / "missing.jsonl"))
     with pytest.raises(EvaluationError, match="--tasks tiny_choice: its data cannot be had"):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_sep.report.picture import PictureError, check_format, pyplot, save
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 Curve = tuple[list[float], list[float]]
 

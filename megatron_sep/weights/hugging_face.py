@@ -37,7 +37,9 @@ def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
         raise HuggingFaceError(f"{file}: {error}") from error
 
 
-def _attention(sep: Mapping[str, Any]) -> AttentionConfig:
+def _attention(sep: Any) -> AttentionConfig:
+    if not isinstance(sep, dict):
+        raise HuggingFaceError(f"{SEP}={sep!r}: holds no pattern, which is a mapping")
     settings = {key: value for key, value in sep.items() if key != "document_end"}
     return AttentionConfig.model_validate(settings | {"document_boundaries": sep.get("document_end") is not None})
 
@@ -63,7 +65,7 @@ _ACTIVATIONS = {
 
 def _neox(values: Mapping[str, Any]) -> Json:
     activation = values.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise HuggingFaceError(f"hidden_act={activation!r}: known are {', '.join(_ACTIVATIONS)}")
     rope = _rope(values, values.get("rotary_emb_base", 10000))
     return {

@@ -101,7 +101,7 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, eod: str | None) -> None:
         self.path = path
-        self._library = _open_library(path)
+        self._library = open_library(path)
         vocab = self._library.get_vocab(with_added_tokens=True)
         settings = json.loads(self._library.to_str())
         self._byte_level = _is_byte_level(settings)
@@ -229,7 +229,7 @@ def cut_after_newlines(text: str, limit: int) -> Iterable[str]:
     yield text[start:]
 
 
-def _open_library(path: Path) -> Any:
+def open_library(path: Path) -> Any:
     """The tokenizers library's own object. Raises TokenizerError."""
     from tokenizers import Tokenizer as Library
 

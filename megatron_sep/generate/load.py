@@ -47,7 +47,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> 
         return _load_hugging_face(path, device, dtype)
     source = open_source(path)
     if source.tokenizer is None:
-        raise _no_tokenizer(path)
+        raise no_tokenizer(path)
     tokenizer = load_tokenizer(source.tokenizer)
     return Loaded(with_positions(source, tokenizer, device, dtype), tokenizer, source.attention)
 
@@ -81,7 +81,7 @@ def _load_hugging_face(path: Path, device: torch.device, dtype: torch.dtype | No
 
     tokenizer = tokenizer_in(path)
     if tokenizer is None:
-        raise _no_tokenizer(path)
+        raise no_tokenizer(path)
     attention = AttentionConfig()
     if _model_type(path) in KNOWN_TYPES:
         attention = open_source(path).attention  # every name and shape is checked
@@ -102,5 +102,6 @@ def _model_type(path: Path) -> Any:
     return found.get("model_type") if isinstance(found, dict) else None
 
 
-def _no_tokenizer(path: Path) -> SourceError:
+def no_tokenizer(path: Path) -> SourceError:
+    """Of a model that has none."""
     return SourceError(f"{path}: has no tokenizer.json or tokenizer.model; copy it there")

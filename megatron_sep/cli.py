@@ -393,6 +393,36 @@ def mask(
     typer.echo(f"wrote {out}")
 
 
+@app.command()
+def reproduce(
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(help="table1 ... table17, figure1 ... figure14, or exact: all of that kind", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="print every item, its kind and what it needs")] = False,
+    runs: Annotated[Path | None, typer.Option(help="folder with dirs of runs in it or below it")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a checkpoint, a run's dir or a Hugging Face directory, for attention maps")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for Markdown, JSON and pictures")] = Path("reports"),
+) -> None:
+    """Make tables and figures of the paper anew: ours beside theirs, and why they differ."""
+    from megatron_sep.reproduce.item import Inputs, ReproduceError
+    from megatron_sep.reproduce.items import chosen, listing
+    from megatron_sep.reproduce.write import to_markdown, write
+
+    if show:
+        typer.echo(listing())
+        return
+    if not items:
+        raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
+    with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
+        for item, make in chosen(items):
+            result = make(Inputs(runs, checkpoint))
+            typer.echo(to_markdown(item, result))
+            typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
+
+
 def main() -> None:
     """Run the verb that the command line names, and exit."""
     app()

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_sep.report.picture import PictureError, check_format, pyplot, save
+from megatron_sep.report.picture import PictureError, check_format, labelled, pyplot, save
 from megatron_sep.train.metrics import read_jsonl
 
 Curve = tuple[list[float], list[float]]
+LOSS = "loss (nats per token)"
 
 
 def curve(run_dir: Path, name: str) -> Curve:
@@ -33,8 +34,5 @@ def plot_losses(run_dirs: Sequence[Path], path: Path) -> None:
             )
         axes.plot(*train, color=f"C{number}", alpha=0.4, linewidth=1, label=f"{run_dir.name}, training")
         axes.plot(*valid, color=f"C{number}", marker="o", markersize=4, label=f"{run_dir.name}, validation")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    labelled(axes, "step", LOSS)
     save(figure, path, dpi=150)

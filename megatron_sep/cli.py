@@ -404,6 +404,10 @@ def reproduce(
     checkpoint: Annotated[
         Path | None, typer.Option(help="a checkpoint, a run's dir or a Hugging Face directory, for attention maps")
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="file, or folder of *.txt, to feed to models (tables 4 to 8 and 16)")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=8, help="of that text")] = 20_000,
     out: Annotated[Path, typer.Option(help="folder for Markdown, JSON and pictures")] = Path("reports"),
 ) -> None:
     """Make tables and figures of the paper anew: ours beside theirs, and why they differ."""
@@ -418,7 +422,7 @@ def reproduce(
         raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
     with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
         for item, make in chosen(items):
-            result = make(Inputs(runs, checkpoint))
+            result = make(Inputs(runs, checkpoint, text, tokens))
             typer.echo(to_markdown(item, result))
             typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
 

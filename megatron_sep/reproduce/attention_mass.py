@@ -112,6 +112,7 @@ def _bars(axis: Any, masses: Sequence[dict[str, float]], title: str) -> None:
         axis.bar(layers, heights, bottom=below, color=colour, width=0.85, label=kind)
         below = [a + b for a, b in zip(below, heights, strict=True)]
     axis.set_ylim(0, 1)
+    axis.set_xticks([layer for layer in layers if layer % max(1, len(masses) // 6) == 0])
     axis.set_xlabel("layer")
     axis.set_title(title, loc="left", fontsize=10)
 

@@ -79,6 +79,7 @@ def figure4(inputs: Inputs) -> Result:
     found = evolve(sep(1, 3, 4, 12), 48)
     figure, axes = pyplot().subplots(figsize=(9, 3.6), layout="constrained")
     _stack(axes, found, found.policy.capacity or 0, step=None)
+    axes.set_xlabel("tokens of the text")
     axes.set_title("a=1 s=3 w=4 c=12: an eviction leaves a + s + w tokens", loc="left", fontsize=10)
     return Result(notes=(_EVICTION,), figures={"figure4": figure})
 
@@ -134,6 +135,6 @@ def _stack(axes: Any, found: Evolution, capacity: int, step: str | None) -> None
         below = below + count_T
     axes.axhline(capacity, color="black", linewidth=1, linestyle="--", label=f"c = {capacity}")
     axes.set_ylabel("tokens in the cache")
-    axes.set_xlabel("tokens of the text")
+    axes.set_ylim(0, capacity * 1.05)
     axes.margins(x=0.01)
-    axes.legend(frameon=False, ncols=5, loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=9)
+    axes.legend(frameon=False, ncols=5, loc="upper left", bbox_to_anchor=(0, -0.12), fontsize=9)

@@ -24,6 +24,10 @@ class Inputs:
     """Folder with dirs of runs in it or below it."""
     checkpoint: Path | None = None
     """A checkpoint, a run's dir, or a Hugging Face directory."""
+    text: Path | None = None
+    """A file, or a folder of *.txt, to feed to models."""
+    tokens: int = 20_000
+    """Of the text."""
 
     def folder(self, item: str) -> Path:
         """The folder of runs. Raises ReproduceError where none was given."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from megatron_sep.reproduce import cache_sizes, evolution, losses, post_training, retention, sparsity, speed
+from megatron_sep.reproduce import cache_sizes, evolution, losses, post_training, retention, sparsity, speed, streams
 from megatron_sep.reproduce.attention_mass import figure2, head_map
 from megatron_sep.reproduce.item import TRAIN, Item, Make, ReproduceError
 from megatron_sep.reproduce.mask_figure import figure3
 from megatron_sep.reproduce.policies import MEASURE, compared
+from megatron_sep.reproduce.separator_choice import table16
+from megatron_sep.reproduce.streams import streamed
 
 _RUNS = f"--runs DIR, with what {TRAIN} makes"
 _POLICIES = f"--runs DIR, with what `{MEASURE}` writes"
@@ -16,7 +18,9 @@ _MAPS = f"--checkpoint PATH of any decoder (the paper's: {_LLAMA}), or --runs DI
 _TRAINING_FREE = (
     f"a harness of tasks on a model of transformers that `attach` gave configs/attention/sep-n256.yaml: {_LLAMA}"
 )
-_STREAM = "perplexity and seconds of streams, which this version does not measure"
+_TEXT = "--text FILE with --checkpoint PATH or --runs DIR"
+_SIZES = f"nothing for r.KV; {_TEXT} for perplexity and time"
+_STREAM = "perplexity and time of that backbone: table5 with --checkpoint"
 _NEEDLE = "a needle in a haystack, which this version does not measure"
 
 ITEMS = (
@@ -32,11 +36,23 @@ ITEMS = (
         "table3", "Table 3: FLOPs and attention map ratios", "exact", f"{_NOTHING}; with --runs DIR also those of runs",
         sparsity.table3,
     ),
-    Item("table4", "Table 4: PG19 to 4M tokens", "small", _STREAM),
-    Item("table5", "Table 5: streaming perplexity, time and cache", "exact", _NOTHING, cache_sizes.TABLE_5, _STREAM),
-    Item("table6", "Table 6: separator capacity", "exact", _NOTHING, cache_sizes.TABLE_6, _STREAM),
-    Item("table7", "Table 7: window and capacity", "exact", _NOTHING, cache_sizes.TABLE_7, _STREAM),
-    Item("table8", "Table 8: first tokens and positions", "exact", _NOTHING, cache_sizes.TABLE_8, _STREAM),
+    Item("table4", "Table 4: PG19 to 4M tokens", "small", _TEXT, streamed(streams.TABLE_4, "table4")),
+    Item(
+        "table5", "Table 5: streaming perplexity, time and cache", "exact", _SIZES,
+        streamed(streams.TABLE_5, "table5", cache_sizes.TABLE_5),
+    ),
+    Item(
+        "table6", "Table 6: separator capacity", "exact", _SIZES,
+        streamed(streams.TABLE_6, "table6", cache_sizes.TABLE_6),
+    ),
+    Item(
+        "table7", "Table 7: window and capacity", "exact", _SIZES,
+        streamed(streams.TABLE_7, "table7", cache_sizes.TABLE_7),
+    ),
+    Item(
+        "table8", "Table 8: first tokens and positions", "exact", _SIZES,
+        streamed(streams.TABLE_8, "table8", cache_sizes.TABLE_8),
+    ),
     Item(
         "table9", "Table 9: windows in some heads", "small", f"{_NOTHING} for r.KV; {_POLICIES}",
         compared("windows in", arithmetic=retention.table9), "the accuracies of MMLU",
@@ -54,10 +70,7 @@ ITEMS = (
         "table15", "Table 15: H2O, SnapKV, PyramidKV", "small", _POLICIES,
         compared("H2O", "SnapKV", "PyramidKV"), "the accuracies of GSM8K-CoT",
     ),
-    Item(
-        "table16", "Table 16: choice of separators", "small",
-        "runs with other attention.separators, which this version does not compare",
-    ),
+    Item("table16", "Table 16: choice of separators", "small", _TEXT, table16, "the accuracies of GSM8K-CoT"),
     Item(
         "table17", "Table 17: FixLLM", "small", f"{_NOTHING} for r.KV; {_POLICIES}",
         compared("FixLLM", arithmetic=retention.table17), "the accuracies of GSM8K-CoT and MMLU",

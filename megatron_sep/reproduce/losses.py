@@ -128,14 +128,17 @@ def _ratio_tables(found: Comparison, axes: tuple[Axis, ...]) -> tuple[Table, ...
 
 
 def _draw_losses(axes: Any, found: Comparison, axis: Axis) -> None:
-    """From the loss on that vanilla has after a third of its steps, so that the end can be told apart."""
-    top = 0.0
+    """Without the first third of the steps, so that the end can be told apart."""
+    tops, lows, begins = [], [], []
     for number, run in enumerate(found.all):
         steps, loss = losses(run)
-        axes.plot(axis.at(run, steps), loss, **style(number), label=run.label)
-        top = max(top, float(loss[len(loss) // 3]))
-    low = min(float(losses(run)[1].min()) for run in found.all)
-    axes.set_ylim(low - 0.05 * (top - low), top)
+        x, third = axis.at(run, steps), len(loss) // 3
+        axes.plot(x, loss, **style(number), label=run.label)
+        tops.append(float(loss[third]))
+        lows.append(float(loss.min()))
+        begins.append(float(x[third]))
+    axes.set_ylim(min(lows) - 0.05 * (max(tops) - min(lows)), max(tops))
+    axes.set_xlim(left=min(begins))
     labelled(axes, axis.label, LOSS, "validation, its last two thirds")
 
 

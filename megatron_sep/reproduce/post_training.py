@@ -31,6 +31,7 @@ def figure6(inputs: Inputs) -> Result:
     rows, back = [], []
     for number, run in enumerate(switched, 1):
         x, loss = since(run, run.config.checkpoint.init_step)
+        x, loss = x[x <= their_x[-1]], loss[x <= their_x[-1]]
         name = run.label + (", larger lr" if run.config.checkpoint.init_step < at else "")
         theirs = np.interp(x, their_x, their_loss)
         left.plot(x, loss, **style(number), label=name)

@@ -125,12 +125,22 @@ def comparison(folder: Path) -> Comparison:
     if vanilla is None:
         raise ReproduceError(f"--runs {folder}: no run from scratch with attention.window null; {TRAIN} makes one")
     differs = {run.dir.name: _difference(run, vanilla) for run in runs if run is not vanilla}
-    others = tuple(run for run in runs if run is not vanilla and not differs[run.dir.name])
+    others = tuple(sorted((r for r in runs if r is not vanilla and not differs[r.dir.name]), key=_in_order))
     if not others:
         raise ReproduceError(
             f"--runs {folder}: nothing to compare {vanilla.dir.name} with; {TRAIN} makes what is missing"
         )
     return Comparison(vanilla, others, tuple(f"{name} left out: {why}." for name, why in differs.items() if why))
+
+
+def _in_order(run: Run) -> tuple[int, int, int]:
+    """As the paper lists them: StreamingLLM, SepLLM by its window, then hybrids, FixLLM last."""
+    kinds = ("StrmLLM", "SepLLM", "FixLLM")
+    return (
+        kinds.index(run.label.split()[0]),
+        len(run.config.attention.full_layers),
+        run.config.attention.window or 0,
+    )
 
 
 def _difference(run: Run, vanilla: Run) -> str:

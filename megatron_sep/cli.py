@@ -369,7 +369,7 @@ def plot(
     run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs, as dir in their YAML", show_default=False)],
     out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("loss.png"),
 ) -> None:
-    """Draw the train and validation loss of runs."""
+    """Draw the train and validation loss of runs, and how far they are above the first."""
     from megatron_sep.report.curves import plot_losses
 
     plot_losses(run_dirs, out)

@@ -41,15 +41,16 @@ train_all() {  # NAME ...
         bash -c 'train_one "$@"' train_one NAME "$configs" "$out" "${settings[@]}"
 }
 
-mkdir -p "$out"
-[[ $tokenizer -ef $out/tokenizer.json ]] || cp "$tokenizer" "$out/tokenizer.json"
-python -m megatron_sep prepare "$configs/prepare.yaml" "sources=[{paths: ['$text']}]"
-
 settings=("$@") first=() second=()
 for name in $RUNS; do
     [[ -f $configs/$name.yaml ]] || { echo "RUNS: $name: no $name.yaml in $configs" >&2; exit 2; }
     case $name in posttrain-*) second+=("$name") ;; *) first+=("$name") ;; esac
 done
+
+mkdir -p "$out"
+[[ $tokenizer -ef $out/tokenizer.json ]] || cp "$tokenizer" "$out/tokenizer.json"
+python -m megatron_sep prepare "$configs/prepare.yaml" "sources=[{paths: ['$text']}]"
+
 status=0
 train_all "${first[@]}" || status=$?
 [[ $status != 124 ]] || exit 75  # told to stop

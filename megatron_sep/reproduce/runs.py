@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from megatron_sep.config import RunConfig
 from megatron_sep.config.size import ModelSize
@@ -67,14 +68,11 @@ class Run:
         size = ModelSize(self.config.model, self.description.vocab_size)
         return size.training_flops(self.step_tokens, self.mean("attention/visible") * triangle)
 
-    def seconds_at(self) -> Series:
-        """Training time so far by step, without validations and saves."""
-        steps, rates = self.series("speed/step_seconds")
-        seconds, total, before = [], 0.0, float(self.config.checkpoint.init_step)
-        for step, each in zip(steps, rates, strict=True):
-            total, before = total + each * (step - before), step
-            seconds.append(total)
-        return steps, seconds
+    @property
+    def step_seconds(self) -> float:
+        """Of a step: the median of its status lines, so that what is compiled in the first one does not count."""
+        self.mean("speed/step_seconds")  # raises where there is none
+        return median(self.series("speed/step_seconds")[1])
 
 
 def variant_name(config: RunConfig) -> str:

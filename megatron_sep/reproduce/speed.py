@@ -1,7 +1,5 @@
 """Table 10: time of a training step and sequences a second, beside vanilla's."""
 
-from statistics import median
-
 from megatron_sep.reproduce.item import Inputs, Result, Row, Table
 from megatron_sep.reproduce.runs import comparison
 
@@ -15,9 +13,7 @@ _FUSED = "the paper's vanilla had no fused attention"
 def table10(inputs: Inputs) -> Result:
     """Medians over the status lines of each run."""
     found = comparison(inputs.folder("table10"))
-    seconds = {
-        run: median(run.series("speed/step_seconds")[1] or [run.mean("speed/step_seconds")]) for run in found.all
-    }
+    seconds = {run: run.step_seconds for run in found.all}
     steps, rates, ratios = [], [], []
     vanilla = seconds[found.vanilla]
     for run, each in seconds.items():

@@ -91,8 +91,9 @@ def streamed(streams: Sequence[Stream], item: str, exact: Make | None = None) ->
         if exact is not None and inputs.text is None:
             return result
         tables = [table for path, name in sources(inputs, item) for table in _tables(path, name, streams, inputs, item)]
+        paper = "The paper's perplexities are after the same quarters of its text."
         note = f"Perplexity over the first {inputs.tokens:,} tokens of {inputs.text}, one after another."
-        return Result((*result.tables, *tables), (*result.notes, note))
+        return Result((*result.tables, *tables), (*result.notes, note, paper))
 
     return make
 

@@ -61,6 +61,11 @@ def engine_mistakes(parallel: "ParallelConfig", train: "TrainConfig", optimizer:
             "parallel.zero_stage=3 gathers each layer when it runs, which train.compile=on cannot follow; set "
             "train.compile=off or a lower zero_stage",
         ),
+        (
+            parallel.splits_layers and train.compile == "on",
+            "a layer of parallel.tensor or parallel.context talks to other ranks in its midst, which train.compile=on "
+            "has wrong gradients for; set train.compile=auto",
+        ),
     )
     return [message for wrong, message in checks if wrong]
 

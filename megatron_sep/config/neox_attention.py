@@ -12,6 +12,7 @@ NAMED_SEPARATORS = {
 """Lists of ids that have a name: the nine of the paper in GPT-NeoX's tokenizer, and the authors' for Llama-3."""
 _LLAMA_3_BEGIN = 128000
 _FULL_KINDS = ("global", "flash")
+_MOST_LAYERS = 10_000
 _NO_SEPARATOR = -1
 """What SepLLM's files write where there are none."""
 
@@ -37,7 +38,13 @@ def _kinds(values: Tree) -> list[str]:
     """The kind of each layer's attention, as far as attention_config tells. Raises ArchitectureError for others."""
     config = values.get("attention_config") or [[["global"], values.get("num_layers", 1)]]
     layers = values.get("num_layers", 1)
-    kinds = [kind for group, times in config for kind in group * (layers if times == "all" else times)]
+    repeated = [(group, layers if times == "all" else times) for group, times in config]
+    named = sum(len(group) * times for group, times in repeated)
+    if named > _MOST_LAYERS:
+        raise NeoxError(
+            f"num_layers and attention_config name {named:,} layers; no model has more than {_MOST_LAYERS:,}"
+        )
+    kinds = [kind for group, times in repeated for kind in group * times]
     other = sorted(set(kinds) - set(_FULL_KINDS))
     if other:
         raise ArchitectureError(

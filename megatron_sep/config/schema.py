@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from megatron_sep.config.engines import ENGINES
 from megatron_sep.config.layout import engine_mistakes, split_mistakes
 from megatron_sep.config.position import PositionConfig, RotaryScalingConfig, SelfAdjustingConfig
-from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, PositiveInt, Section, Seed
+from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, OnOff, PositiveInt, Section, Seed
 from megatron_sep.config.separators import Separators
 
 Recompute = bool | Literal["selective"]
@@ -296,7 +296,7 @@ class LossScaleConfig(Section):
 class SpikeConfig(Section):
     """A loss far above those before it."""
 
-    policy: Literal["off", "log", "skip", "rollback"] = "log"
+    policy: Annotated[Literal["off", "log", "skip", "rollback"], OnOff] = "log"
     """log: say it, with the documents of the step. skip: learn nothing from it; the loss is waited for before the
     optimizer's step. rollback: go back to the newest checkpoint, and on from there with the data after the spike."""
     deviations: Annotated[float, Field(gt=0)] = 8.0
@@ -321,9 +321,9 @@ class TrainConfig(Section):
     """Of initial weights and dropout."""
     recompute: Recompute = False
     """Recompute each layer in the backward pass instead of keeping its activations; selective: the attention alone."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of each layer; auto: on CUDA."""
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], OnOff] = "auto"
+    """torch.compile of each layer; auto: on CUDA, where no layer talks to other ranks and no weight comes and goes."""
+    cuda_graphs: Annotated[Literal["auto", "on", "off"], OnOff] = "auto"
     """Record forward and backward pass once and replay them; auto: on CUDA, where a graph repeats all of a pass."""
     deterministic: bool = False
     """Two runs on the same machine are equal bit for bit; on CUDA full attention is slower for it."""
@@ -369,6 +369,11 @@ class ParallelConfig(Section):
     """Split activations between the tensor-parallel regions along the sequence."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 5.0
     """How long a process waits for one that died, froze or hangs before the job ends; a year at most."""
+
+    @property
+    def splits_layers(self) -> bool:
+        """Does a layer talk to other ranks in its midst?"""
+        return self.tensor > 1 or self.context > 1
 
     @field_validator("engine")
     @classmethod
@@ -434,7 +439,7 @@ class MetricsConfig(Section):
     every: PositiveInt = 10
     """Steps between lines."""
     tensorboard: bool = False
-    wandb: Literal["off", "online", "offline"] = "off"
+    wandb: Annotated[Literal["off", "online", "offline"], OnOff] = "off"
     wandb_project: str = "megatron_sep"
 
 

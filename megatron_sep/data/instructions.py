@@ -194,6 +194,10 @@ def _texts(config: InstructionsConfig, number: int, line: str) -> tuple[str, str
         text = record.get(key) if isinstance(record, dict) else None
         if not isinstance(text, str) or not text:
             raise DataError(f"{config.path}, line {number}: has no text under {key!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # "\ud800" in JSON is half of a character
+            raise DataError(f"{config.path}, line {number}: {key!r} is no valid Unicode: {error.reason}") from error
         found.append(text)
     return found[0], found[1]
 

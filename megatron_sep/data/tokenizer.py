@@ -14,6 +14,8 @@ from megatron_sep.errors import UserError
 from megatron_sep.files import read_json, written_aside
 
 DEFAULT_EOD = ("<|endoftext|>", "</s>")
+MOST_IDS = 2**24
+"""Sixty times the largest vocabulary in use; the library takes memory for whatever id a file claims, and aborts."""
 PIECE_CHARS = 5_000
 """A longer document is cut before encoding, at a place where nothing changes."""
 
@@ -231,12 +233,26 @@ def _open_library(path: Path) -> Any:
     """The tokenizers library's own object. Raises TokenizerError."""
     from tokenizers import Tokenizer as Library
 
+    _check_ids(path)
     try:
         return Library.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         if _is_vocabulary(path):
             return _of_merges(path)
         raise TokenizerError(f"tokenizer.path={path}: is no Hugging Face tokenizer file: {error}") from error
+
+
+def _check_ids(path: Path) -> None:
+    """Raise TokenizerError where a file maps a text to an id beyond all bounds; other faults are the library's."""
+    try:
+        settings = read_json(path)
+    except (OSError, ValueError):
+        return
+    model = settings.get("model", settings) if isinstance(settings, dict) else {}
+    vocabulary = model.get("vocab", model) if isinstance(model, dict) else {}
+    for text, number in vocabulary.items() if isinstance(vocabulary, dict) else ():
+        if isinstance(number, int) and not 0 <= number < MOST_IDS:
+            raise TokenizerError(f"tokenizer.path={path}: {text!r} has the id {number}; ids are 0 to {MOST_IDS - 1:,}")
 
 
 def _is_vocabulary(path: Path) -> bool:

@@ -97,7 +97,7 @@ def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
     mistakes = job_mistakes(config, None, dist.get_world_size())
     if mistakes:
         raise ParallelError("; ".join(mistakes))
-    parallel_state.destroy_model_parallel()
+    _leave_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
@@ -108,6 +108,16 @@ def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
     found = topology()
     seed_dropout(found, seed, step=0)
     return found
+
+
+def _leave_groups() -> None:
+    """Those of the layout before, if there was one: megatron-core forgets them, and their threads would stay."""
+    from megatron.core import parallel_state
+
+    for group in parallel_state._global_process_group_list or ():
+        if group is not None:
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
 
 
 def topology() -> Topology:

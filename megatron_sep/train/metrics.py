@@ -1,6 +1,7 @@
 """A status line, and the same numbers to JSON lines, TensorBoard and wandb, from the first rank alone."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -180,7 +181,10 @@ def _lines(path: Path) -> list[dict[str, float]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """One that a float can be; a damaged line may have a thousand digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _count(value: float) -> str:

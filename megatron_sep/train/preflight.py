@@ -68,6 +68,8 @@ def preflight(config: RunConfig, samples: Samples, need: Need, topology: Topolog
 
 
 _TOKEN = ".preflight"
+BESIDE = 2**20
+"""Bytes of a checkpoint beside its tensors at most: their names and places, sums, pages of the disk."""
 
 
 def _write_token(run_dir: Path) -> str:
@@ -142,7 +144,7 @@ def _try_to_write(folder: Path) -> None:
 
 def _space(config: RunConfig, need: Need, checkpoints: Path) -> Iterator[str]:
     there = finished_checkpoints(checkpoints)
-    one = _bytes_of(there[-1]) if there else need.checkpoint
+    one = _bytes_of(there[-1]) if there else need.checkpoint + BESIDE
     more = 1 if config.checkpoint.keep is None else max(1, config.checkpoint.keep + 1 - len(there))
     free = shutil.disk_usage(config.dir).free
     if more * one > free:

@@ -229,9 +229,10 @@ def _engine(config: RunConfig, resolved: Resolved, topology: Topology, new: bool
 
 
 def _compiled(config: RunConfig, topology: Topology) -> bool:
-    """Whether layers are compiled; under ZeRO 3 a weight is there only while its layer runs."""
-    asked = config.train.compile
-    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and config.parallel.zero_stage < 3)
+    """Whether layers are compiled: not where they talk to other ranks, nor where their weights come and go (ZeRO 3)."""
+    asked, parallel = config.train.compile, config.parallel
+    whole = not parallel.splits_layers and parallel.zero_stage < 3
+    return asked == "on" or (asked == "auto" and topology.device.type == "cuda" and whole)
 
 
 def _models(config: RunConfig, vocab_size: int, topology: Topology) -> list[Decoder]:

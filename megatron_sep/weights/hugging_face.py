@@ -63,7 +63,7 @@ _ACTIVATIONS = {
 
 def _neox(values: Mapping[str, Any]) -> Json:
     activation = values.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise HuggingFaceError(f"hidden_act={activation!r}: known are {', '.join(_ACTIVATIONS)}")
     rope = _rope(values, values.get("rotary_emb_base", 10000))
     return {

@@ -5,6 +5,7 @@ is read through a list of the classes that torch writes there, before anything e
 """
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +32,29 @@ _ALLOWED = frozenset(
 """Module and name of what torch 2.11 to 2.13 and megatron-core put there; all that they do is hold values."""
 
 
-class _Restricted(pickle.Unpickler):
+_MOST_PLACES = 2**24
+"""Of pickle's memo: one for each value of a file that is read again later in it."""
+_PUTS = (pickle.PUT[0], pickle.BINPUT[0], pickle.LONG_BINPUT[0])
+_LOADS: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
+
+
+def _within_bounds(put: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A load that puts a value into the memo, and its place held to the bound."""
+
+    def checked(unpickler: Any) -> None:
+        put(unpickler)
+        place = next(reversed(unpickler.memo))
+        if place > _MOST_PLACES:
+            raise pickle.UnpicklingError(f"puts a value into place {place:,} of its memo")
+
+    return checked
+
+
+class _Restricted(pickle._Unpickler):
+    """Python's own unpickler: the one in C takes memory up to the largest place of the memo that a file names."""
+
+    dispatch = _LOADS | {code: _within_bounds(_LOADS[code]) for code in _PUTS}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)

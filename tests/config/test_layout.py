@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from megatron_sep.config.layout import job_mistakes, split_mistakes
-from megatron_sep.config.schema import ModelConfig, ParallelConfig, TrainConfig
+from megatron_sep.config.layout import engine_mistakes, job_mistakes, split_mistakes
+from megatron_sep.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 
 
 def test_every_mistake_of_a_layout_is_named_at_once() -> None:
@@ -48,3 +48,12 @@ def test_layouts_that_fit_have_no_mistakes() -> None:
     parallel = ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=2, context=2, sequence_parallel=True)
     assert split_mistakes(ModelConfig(), parallel) == []
     assert job_mistakes(parallel, TrainConfig(global_batch_size=64, micro_batch_size=16), 16) == []
+
+
+@pytest.mark.parametrize("axis", ["tensor", "context"])
+def test_layers_that_talk_to_other_ranks_are_not_compiled(axis: str) -> None:
+    """Compiled, sequence parallelism had wrong gradients on a GPU, and each micro-batch of context parallelism anew."""
+    parallel = ParallelConfig(**{axis: 2})
+    (mistake,) = engine_mistakes(parallel, TrainConfig(compile="on"), OptimizerConfig())
+    assert "talks to other ranks in its midst" in mistake
+    assert engine_mistakes(parallel, TrainConfig(), OptimizerConfig()) == []

@@ -111,6 +111,14 @@ def test_extends_is_below_the_file_and_overrides_are_above(tmp_path: Path) -> No
     assert config.optimizer.lr == 1e-4
 
 
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_on_and_off_are_read_as_the_words_they_are(tmp_path: Path, word: str) -> None:
+    """YAML takes them for true and false, in a file and behind its name."""
+    run = write(tmp_path / "run.yaml", f"dir: x\ntokenizer: {{path: t}}\ndata: {{path: c}}\ntrain: {{compile: {word}}}")
+    config = load_config(run, [f"train.cuda_graphs={word}", "metrics.wandb=off"])
+    assert (config.train.compile, config.train.cuda_graphs, config.metrics.wandb) == (word, word, "off")
+
+
 def test_all_mistakes_come_at_once_with_the_nearest_key(tmp_path: Path) -> None:
     """Unknown, ill-typed, out of bounds and missing keys, and a malformed override, in one error."""
     bad = {

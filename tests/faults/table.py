@@ -153,7 +153,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "F17",
         "A slow peer",
-        "one of two processes sleeps 0.6 s in every step",
+        "one of two processes sleeps 0.6 s in every forward pass",
         "is named",
         2,
         10,

@@ -90,7 +90,7 @@ def config(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
     if not path.exists():
         found = tiny(
             model={"num_layers": 4, "hidden_size": 256, "sequence_length": 512},
-            train={"steps": STEPS, "precision": "bf16", "deterministic": True, "eval_every": 0},
+            train={"steps": STEPS, "precision": "bf16", "deterministic": True, "eval_every": 0, "compile": "off"},
             checkpoint={"every": 5, "keep": 2},
             parallel={"timeout_minutes": MINUTES},
         )

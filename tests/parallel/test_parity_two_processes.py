@@ -48,10 +48,10 @@ def test_logits_and_gradients_equal_transformers_on_two_processes(out: Path) -> 
 def test_positions_are_those_of_one_process(out: Path) -> None:
     """Each rank has the slopes of its own heads: the logits of every kind of position within 1e-5."""
     found = json.loads(out.with_suffix(".positions.json").read_text())
-    ids = drawn_ids()
+    ids = drawn_ids().to(topology().device)
     for kind, settings in KINDS.items():
         config = small(**settings)
         model = build_model(config, topology(), vocab_size=VOCAB, precision="fp32", seed=7, backend="reference").eval()
         rules = rules_of(config)
         expected = model(ids, rules.positions(ids), rules.plans(ids))
-        torch.testing.assert_close(torch.tensor(found[kind]), expected, rtol=1e-5, atol=1e-5, msg=kind)
+        torch.testing.assert_close(torch.tensor(found[kind]), expected.cpu(), rtol=1e-5, atol=1e-5, msg=kind)

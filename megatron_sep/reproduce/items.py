@@ -63,8 +63,8 @@ ITEMS = (
     Item("table13", "Table 13: Falcon-40B", "exact", _NOTHING, cache_sizes.TABLE_13, _STREAM),
     Item(
         "table14", "Table 14: fine-tuned base and instruct models", "needs 8B",
-        "`megatron_sep train CONFIG checkpoint.init_from=Meta-Llama-3-8B` with configs/models/llama-3-8b.yaml and "
-        "configs/attention/sep-n256.yaml on LongAlpaca (data.instructions): 500 steps, 200 of the instruct model",
+        "LongAlpaca as JSON lines, and `megatron_sep train configs/reproduce/8b/longalpaca-n256.yaml`; for the "
+        "instruct model with train.steps=200, checkpoint.init_from and tokenizer.path",
     ),
     Item(
         "table15", "Table 15: H2O, SnapKV, PyramidKV", "small", _POLICIES,

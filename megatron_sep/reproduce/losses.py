@@ -75,7 +75,7 @@ def figure5(inputs: Inputs) -> Result:
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     _draw_losses(left, found, TOKENS)
     _draw_ratios(right, found, FLOPS)
-    return Result(_ratio_tables(found, (TOKENS, FLOPS)), found.left_out, {"figure5": figure})
+    return Result(_ratio_tables(found, (TOKENS, FLOPS)), found.notes, {"figure5": figure})
 
 
 def figure1(inputs: Inputs) -> Result:
@@ -86,7 +86,7 @@ def figure1(inputs: Inputs) -> Result:
         _draw_losses(axes[0, column], found, axis)
         _draw_ratios(axes[1, column], found, axis)
     note = "Times compare where all runs had the same GPU to themselves; vanilla's attention is a fused kernel."
-    return Result(_ratio_tables(found, (FLOPS, MINUTES)), (note, *found.left_out), {"figure1": figure})
+    return Result(_ratio_tables(found, (FLOPS, MINUTES)), (note, *found.notes), {"figure1": figure})
 
 
 def table2(inputs: Inputs) -> Result:
@@ -108,7 +108,7 @@ def table2(inputs: Inputs) -> Result:
             Table("Perplexity over vanilla's", tuple(ratios), 3),
             Table("Visible share of the attention map (%)", tuple(shares)),
         ),
-        found.left_out,
+        found.notes,
     )
 
 

@@ -107,8 +107,8 @@ class Comparison:
 
     vanilla: Run
     others: tuple[Run, ...]
-    left_out: tuple[str, ...]
-    """Why runs of the folder are none of them."""
+    notes: tuple[str, ...]
+    """Why runs of the folder are none of them, and which are not over."""
 
     @property
     def all(self) -> tuple[Run, ...]:
@@ -122,13 +122,28 @@ def comparison(folder: Path) -> Comparison:
     vanilla = next((run for run in runs if run.label == VANILLA), None)
     if vanilla is None:
         raise ReproduceError(f"--runs {folder}: no run from scratch with attention.window null; {TRAIN} makes one")
-    differs = {run.dir.name: _difference(run, vanilla) for run in runs if run is not vanilla}
-    others = tuple(sorted((r for r in runs if r is not vanilla and not differs[r.dir.name]), key=_in_order))
+    others: dict[str, Run] = {}
+    notes = []
+    for run in (run for run in runs if run is not vanilla):
+        why = _difference(run, vanilla)
+        if not why and run.label in (vanilla.label, *others):
+            why = f"the settings of {others.get(run.label, vanilla).dir.name}"
+        if why:
+            notes.append(f"{run.dir.name} left out: {why}.")
+        else:
+            others[run.label] = run
+    unfinished = [note for run in (vanilla, *others.values()) for note in _unfinished(run)]
     if not others:
         raise ReproduceError(
             f"--runs {folder}: nothing to compare {vanilla.dir.name} with; {TRAIN} makes what is missing"
         )
-    return Comparison(vanilla, others, tuple(f"{name} left out: {why}." for name, why in differs.items() if why))
+    return Comparison(vanilla, tuple(sorted(others.values(), key=_in_order)), (*notes, *unfinished))
+
+
+def _unfinished(run: Run) -> list[str]:
+    """A sentence where a run is not over."""
+    step, steps = int(max(line["step"] for line in run.lines)), run.config.train.steps
+    return [f"{run.dir.name} is at step {step:,} of {steps:,}; its last loss is of that step."] if step < steps else []
 
 
 def _in_order(run: Run) -> tuple[int, int, int]:
@@ -148,7 +163,8 @@ def _difference(run: Run, vanilla: Run) -> str:
         "model": (ours.model, theirs.model),
         "data": (run.description.contents or ours.data, vanilla.description.contents or theirs.data),
         "train.global_batch_size": (ours.train.global_batch_size, theirs.train.global_batch_size),
-        "optimizer": tuple(c.optimizer.model_copy(update={"decay_steps": None}) for c in (ours, theirs)),
+        "optimizer": (ours.optimizer, theirs.optimizer),
+        "train.steps": (ours.train.steps, theirs.train.steps),
         "train.seed": (ours.train.seed, theirs.train.seed),
     }
     different = [name for name, (a, b) in parts.items() if a != b]

@@ -63,12 +63,19 @@ def read_tokens(path: Path | None, tokenizer: Tokenizer, tokens: int, item: str)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     ids: list[int] = []
     for file in files:
-        ids += tokenizer.encode(file.read_text(encoding="utf-8")[: _CHARACTERS * (tokens - len(ids))])
+        ids += tokenizer.encode(_text(file)[: _CHARACTERS * (tokens - len(ids))])
         if len(ids) >= tokens:
             return torch.tensor([ids[:tokens]])
     raise ReproduceError(
         f"--text {path}: has {len(ids):,} tokens, {tokens:,} are asked for; name more, or lower --tokens"
     )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReproduceError(f"--text {file}: is no UTF-8 text: {error}") from error
 
 
 def measure(model: Any, policy: AttentionPattern | StreamingPattern, ids_1T: Tensor) -> Measured:

@@ -40,6 +40,14 @@ def test_runs_are_short() -> None:
         assert len(lines) <= 6, path
 
 
+def test_the_fine_tuning_of_table_14_loads() -> None:
+    """SepLLM n=256 from published weights for 500 steps."""
+    run = load_config(CONFIGS / "reproduce" / "8b" / "longalpaca-n256.yaml")
+    assert (run.attention.window, run.attention.sinks, run.attention.separators) == (256, 3, "default")
+    assert (run.train.steps, run.checkpoint.init_step) == (500, 0)
+    assert run.checkpoint.init_from is not None
+
+
 def test_the_runs_of_the_reproduction_learn_from_the_same_tokens() -> None:
     """From scratch they differ in their attention alone; after post-training they end where the others do."""
     runs = {path.stem: load_config(path) for path in REPRODUCE}

@@ -14,7 +14,7 @@ from megatron_sep.report.picture import PictureError, pyplot
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Figures that would have been written."""
     figures: list[Any] = []
-    monkeypatch.setattr(curves, "save", lambda figure, path, **_: figures.append(figure))
+    monkeypatch.setattr(curves, "save", lambda figure, *_, **__: figures.append(figure))
     return figures
 
 

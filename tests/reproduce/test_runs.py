@@ -34,13 +34,21 @@ def values(result: Result, table: int) -> dict[str, float | None]:
 
 
 def test_runs_are_found_by_their_settings(folder: Path) -> None:
-    """The names are the paper's, whatever the folders are called; another model is left out, and it says why."""
+    """The names are the paper's, whatever the folders are called; what does not compare is left out with the reason."""
     assert [run.label for run in find_runs(folder)] == [
         "Vanilla", "SepLLM n=64", "SepLLM n=128", "SepLLM n=64", "SepLLM n=64, H/T",
     ]  # fmt: skip
+    left_run(folder / "f", SEP)
+    left_run(folder / "h", {"window": 64, "sinks": 3}, last=200)
+    left_run(folder / "g", SEP | {"window": 32}, train={"steps": 100, "global_batch_size": 8, "micro_batch_size": 8})
     found = comparison(folder)
-    assert [run.label for run in found.all] == ["Vanilla", "SepLLM n=64", "SepLLM n=64, H/T"]
-    assert found.left_out == ("d left out: another model than a.",)
+    assert [run.label for run in found.all] == ["Vanilla", "StrmLLM n=64", "SepLLM n=64", "SepLLM n=64, H/T"]
+    assert found.notes == (
+        "d left out: another model than a.",
+        "f left out: the settings of b.",
+        "g left out: another train.steps than a.",
+        "h is at step 200 of 400; its last loss is of that step.",
+    )
 
 
 def test_losses_at_equal_tokens_flops_and_time(folder: Path) -> None:
@@ -99,7 +107,7 @@ def test_a_folder_without_the_runs_names_what_makes_them(tmp_path: Path) -> None
     with pytest.raises(ReproduceError, match=r"attention\.window null"):
         losses.figure5(Inputs(tmp_path))
     left_run(tmp_path / "a", FULL)
-    left_run(tmp_path / "c", SEP, first=STEPS - 20)
+    left_run(tmp_path / "c", SEP | {"window": 128}, first=STEPS - 20)
     with pytest.raises(ReproduceError, match="was validated 1 times"):
         losses.figure5(Inputs(tmp_path))
 

@@ -69,6 +69,9 @@ def test_tables_of_streams(run: Path, text: Path) -> None:
     assert streamed(rows, "table6", lambda _: alone)(Inputs(checkpoint=run)) is alone
     with pytest.raises(ReproduceError, match=r"table6: reads a long text; pass --text"):
         streamed(rows, "table6")(Inputs(checkpoint=run))
+    (text.parent / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ReproduceError, match=r"bad.txt: is no UTF-8 text"):
+        streamed(rows, "table6")(Inputs(checkpoint=run, text=text.parent / "bad.txt"))
     with pytest.raises(ReproduceError, match=r"tokens, 90,000 are asked for"):
         streamed(rows, "table6")(Inputs(checkpoint=run, text=text, tokens=90_000))
 

@@ -20,9 +20,13 @@ def left_run(
     step_seconds: float = 2.0,
     visible: float = 1.0,
     first: int = 0,
+    last: int = STEPS,
     **sections: Any,
 ) -> Path:
-    """A run whose loss is 3 + 4 exp(-step / 100) + ``gap``, with so many seconds a step and such a share visible."""
+    """A run whose loss is 3 + 4 exp(-step / 100) + ``gap``, with so many seconds a step and such a share visible.
+
+    It has begun after step ``first``, and has come to step ``last``.
+    """
     tree = {
         "dir": str(folder),
         "attention": attention,
@@ -32,7 +36,7 @@ def left_run(
     }
     config = RunConfig.model_validate(tree | sections)
     lines = []
-    for step in range(first + EVERY, STEPS + 1, EVERY):
+    for step in range(first + EVERY, last + 1, EVERY):
         loss = 3 + 4 * math.exp(-step / 100) + gap
         rates = {"speed/step_seconds": step_seconds, "attention/visible": visible, "attention/separator_density": 0.125}
         lines += [{"step": step, "train/loss": loss, **rates}, {"step": step, "valid/loss": loss}]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from megatron_sep.attention.pattern import AttentionPattern
@@ -57,6 +58,21 @@ def test_the_weights_are_those_of_the_attention(run: Path, monkeypatch: pytest.M
         hidden = ~pattern.plan(ids).dense()
         assert int(hidden.sum()) > 0
         assert float((weights[layer] * hidden[:, None]).max()) == 0
+
+
+def test_key_heads_that_queries_share() -> None:
+    """A Llama with two query heads for each key head: the weights are those that transformers itself computes."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    ids = torch.randint(50, (2, 24))
+    found = attention_weights(model, [AttentionPattern()] * 2, ids)
+    for weights, expected in zip(found, model(ids, output_attentions=True).attentions, strict=True):
+        assert torch.allclose(weights, expected, atol=1e-5)
 
 
 def test_full_attention_of_a_known_query() -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,10 @@ HELP = """
 Train language models whose attention keeps few tokens (SepLLM), from nothing or from a published checkpoint, and run
 them with a small cache.
 
-A YAML file describes a run; configs/runs/ has examples. Words behind its name set single keys, as in
+A YAML file describes a run; configs/runs/ has examples, which are found by their names too. Words behind it set single
+keys, as in
 
-python -m megatron_sep train configs/runs/quickstart.yaml train.steps=400
+megatron_sep train pythia-160m-sep-n64 data.path=pile/document train.steps=400
 """
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done as it is, 75 saved and stopped, "
@@ -67,7 +69,10 @@ app = typer.Typer(
 pile = typer.Typer(no_args_is_help=True, help="Check, join or cut the Pile's parts as they are published.")
 app.add_typer(pile, name="pile")
 
-RunPath = Annotated[Path, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)]
+RunPath = Annotated[
+    Path,
+    typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM, or the name of a shipped one", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="section.key=value ..., and files that go on top of the first", show_default=False),
@@ -80,7 +85,10 @@ ShardPrefix = Annotated[Path, typer.Argument(help="path of the set without .idx 
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML of the run, or of GPT-NeoX or SepLLM", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="YAML of the run, or of GPT-NeoX or SepLLM, or the name of a shipped one", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
     allow_change: Annotated[
@@ -91,9 +99,33 @@ def train(
         Path | None,
         typer.Option(help="go on from GPT-NeoX's run directory, with the YAML in its checkpoint; needs dir=..."),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="train every combination of section.key=value,value, each in a dir of its own below the run's; may be "
+            "given again, and settings behind it may have several values too"
+        ),
+    ] = None,
+    print_jobs: Annotated[bool, typer.Option("--print", help="with --grid: print the commands instead")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="with --grid: print a SLURM array's script instead")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="no header and no status lines, as metrics.console=off; metrics.jsonl has all"),
+    ] = False,
 ) -> None:
     """Train a model, or go on from the newest complete checkpoint of the run's dir."""
-    run_config = _run_config(config, overrides or [], from_neox)
+    if quiet:
+        overrides = [*(overrides or []), "metrics.console=off"]
+    if grid or print_jobs or slurm:
+        from megatron_sep.report.grid import Wish, train_grid
+
+        wish = Wish(config, tuple(grid or ()), tuple(overrides or ()), tuple(allow_change or ()), from_neox is not None)
+        raise typer.Exit(train_grid(wish, print_jobs, slurm))
+    _train(_run_config(config, overrides or [], from_neox), allow_change or ())
+
+
+def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
+    """Of this process's part in the job."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by this program, without its stacks
     from megatron_sep.parallel.groups import process_groups
     from megatron_sep.train.signals import heard_signals
@@ -104,7 +136,7 @@ def train(
         from megatron_sep.train.run_lock import run_lock
 
         with run_lock(run_config.dir, topology):
-            train_loop(build_run(run_config, topology, allow_change or (), signals))
+            train_loop(build_run(run_config, topology, allow_change, signals))
 
 
 def _run_config(config: Path | None, overrides: list[str], from_neox: Path | None) -> "RunConfig":
@@ -117,6 +149,26 @@ def _run_config(config: Path | None, overrides: list[str], from_neox: Path | Non
     if config is None:
         raise ConfigError("train: name the YAML of a run, or --from-neox with GPT-NeoX's run directory")
     return load_config(config, overrides)
+
+
+@app.command()
+def quickstart(overrides: Overrides = None) -> None:
+    """Make a corpus from the text that comes with Python and train a small SepLLM model on it, in minutes on a CPU.
+
+    It is the shipped run `quickstart`: corpus and checkpoints go to runs/quickstart in the working directory.
+    """
+    from megatron_sep.config import ConfigError, load_config
+
+    run_config = load_config(Path("quickstart"), overrides or ())
+    if run_config.data.path is None or "RANK" in os.environ:
+        raise ConfigError(
+            "quickstart: makes the corpus that data.path names, in one process; for other data or several processes "
+            "use `train quickstart`"
+        )
+    from megatron_sep.prepare.quickstart import make_corpus
+
+    make_corpus(run_config.data.path.parent)
+    _train(run_config)
 
 
 @app.command()
@@ -136,6 +188,35 @@ def show(
     typer.echo(describe(sketch_config(config, overrides or ())))
     for note in neox_notes(config, overrides or ()):
         typer.echo(f"# {note}")
+
+
+@app.command()
+def plan(
+    config: RunPath,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of the job")] = 1,
+    gpu: Annotated[str, typer.Option(help="their kind: h100, h200, a100, b200 or l40s")] = "h100",
+    price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in your currency")] = None,
+    separator_share: Annotated[
+        float, typer.Option(help="share of the tokens that are separators; training logs the data's own")
+    ] = 0.15,
+) -> None:
+    """Estimate memory, time, cost, cache and disk of a run, and which layouts fit; no torch, no GPU and no data needed.
+
+    A line with ! is in the run's way (exit code 1).
+    """
+    from megatron_sep.config import sketch_config
+    from megatron_sep.report.plan import Machines
+    from megatron_sep.report.plan import plan as lines_of
+
+    lines = list(
+        lines_of(
+            sketch_config(config, [*(overrides or ()), "dir=runs/planned"]), Machines(gpus, gpu, price, separator_share)
+        )
+    )
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(any(line.startswith("!") for line in lines))
 
 
 @app.command()
@@ -285,6 +366,34 @@ def convert(
                 typer.echo(str(differences(source, dst, topology)))
 
 
+@app.command("verify")
+def verify_weights(
+    weights: Annotated[
+        Path, typer.Argument(help="a run's dir, a checkpoint, or a Hugging Face directory", show_default=False)
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="file of text to compute; without it the run's own data", show_default=False)
+    ] = None,
+) -> None:
+    """Hold training, the fused kernel, prefill, decoding and export of the same weights against each other, in fp32.
+
+    Sums of the files, versions, tokenizer and separators are looked at too. A line with ! is wrong (exit code 1).
+    """
+    warnings.simplefilter("ignore")  # of what libraries do not find
+    with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
+        from megatron_sep.config.schema import ParallelConfig
+        from megatron_sep.parallel.groups import process_groups
+        from megatron_sep.report.verify import verify as findings
+
+        wrong = False
+        with process_groups(ParallelConfig()) as topology:
+            for line in findings(weights, text, topology):
+                typer.echo(line)
+                wrong |= line.startswith("!")
+    typer.echo("differs" if wrong else "verified")
+    raise typer.Exit(wrong)
+
+
 @app.command()
 def separators(
     tokenizer: Annotated[
@@ -362,6 +471,17 @@ def generate(
         typer.echo(text, nl=False)
         sys.stdout.flush()
     typer.echo(session.cache_lines(cache), err=True)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="folder with runs in it or below it", metavar="[DIR]")] = Path("runs"),
+) -> None:
+    """List runs: running, done, stopped, failed or killed; step, losses, time left, and the settings that differ."""
+    from megatron_sep.report.runs import list_runs, table
+
+    for line in table(list_runs(folder)):
+        typer.echo(line)
 
 
 @app.command()

@@ -10,7 +10,7 @@ run=runs/quickstart
 config=configs/runs/quickstart.yaml
 
 echo "== corpus and tokenizer"
-python tools/quickstart_corpus.py $run
+python -m megatron_sep.prepare.quickstart $run
 echo "== model"
 python -m megatron_sep show $config "$@" | grep '^#'
 echo "== training"

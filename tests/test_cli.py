@@ -254,6 +254,13 @@ def test_a_reader_that_goes_away_is_no_error(run_yaml: Path) -> None:
     assert shown.stderr == b""
 
 
+def test_a_quickstart_is_of_one_process_and_its_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else is a training like another."""
+    assert "use `train quickstart`" in refused("quickstart", "data.path=null", "data.blend=[{path: a}, {path: b}]")
+    monkeypatch.setenv("RANK", "0")
+    assert "use `train quickstart`" in refused("quickstart")
+
+
 def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every verb by its words, those of groups too."""
     for word, command in group.commands.items():

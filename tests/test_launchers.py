@@ -17,7 +17,7 @@ import pytest
 from support.cases import full_run
 
 from megatron_sep.config import RunConfig, to_yaml
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.sealed import newest_verified
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def main() -> None:
             )
         found += rows
     if options.json:
-        options.json.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "rows": found}, indent=1))
+        about = {
+            "date": f"{date.today()}",
+            "gpu": torch.cuda.get_device_name(),
+            "command": "python tools/bench_sizes.py",
+        }
+        options.json.write_text(json.dumps(about | {"rows": found}, indent=1))
 
 
 def sizes_of(model: str) -> list[dict[str, Any]]:

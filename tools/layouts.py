@@ -14,7 +14,7 @@ from itertools import product
 from megatron_sep.config.layout import split_mistakes
 from megatron_sep.config.schema import ModelConfig, ParallelConfig
 from megatron_sep.config.size import ModelSize
-from megatron_sep.config.traffic import landmark_bytes
+from megatron_sep.config.traffic import data_bytes, landmark_bytes, pipeline_bytes, tensor_bytes
 
 MODELS = {
     "pythia-12b": ModelConfig(num_layers=36, hidden_size=5120, num_attention_heads=40, vocab_size=50688),
@@ -81,11 +81,12 @@ def estimate(model: ModelConfig, parallel: ParallelConfig, data: int, sequences:
     size = ModelSize(model, model.vocab_size or 0)
     microbatches = sequences // data
     weights = own_weights(size, parallel)
+    tokens = model.sequence_length / parallel.context
     received = {
-        "tensor": tensor_bytes(model, parallel) * microbatches,
+        "tensor": tensor_bytes(model, parallel, tokens, passes=3) * microbatches,
         "context": context_bytes(model, parallel) * microbatches,
-        "pipeline": pipeline_bytes(model, parallel) * microbatches,
-        "data": 6 * weights * (1 - 1 / (data * parallel.context)),  # fp32 gradients in, bf16 weights back
+        "pipeline": pipeline_bytes(model, parallel, tokens) * microbatches,
+        "data": data_bytes(weights, data * parallel.context),
     }
     ideal = compute_seconds(size, sequences) / (data * parallel.tensor * parallel.pipeline * parallel.context)
     bubble = 1 + (parallel.pipeline - 1) / (parallel.virtual_pipeline * microbatches)
@@ -120,26 +121,12 @@ def key_width(model: ModelConfig, parallel: ParallelConfig) -> float:
     return model.key_value_heads * model.head_size / parallel.tensor
 
 
-def tensor_bytes(model: ModelConfig, parallel: ParallelConfig) -> float:
-    """Of a micro-batch: sequence parallelism's 4 gathers or reductions of a layer's width forward, again, and back."""
-    each = 2 * model.sequence_length / parallel.context * model.hidden_size * (1 - 1 / parallel.tensor)
-    return 3 * 4 * each * model.num_layers / parallel.pipeline
-
-
 def context_bytes(model: ModelConfig, parallel: ParallelConfig) -> float:
     """Of a micro-batch: the keys of the landmarks and windows forward, again, and their gradients back."""
     layer = landmark_bytes(
         1, model.sequence_length, int(key_width(model, parallel)), parallel.context, share=SHARE, window=WINDOW
     )
     return 3 * layer * model.num_layers / parallel.pipeline
-
-
-def pipeline_bytes(model: ModelConfig, parallel: ParallelConfig) -> float:
-    """Of a micro-batch: a stage's input, and its output's gradient, once a chunk."""
-    if parallel.pipeline == 1:
-        return 0.0
-    tokens = model.sequence_length / parallel.context
-    return 2 * 2 * tokens * model.hidden_size / parallel.tensor * parallel.virtual_pipeline
 
 
 def compute_seconds(size: ModelSize, sequences: int) -> float:

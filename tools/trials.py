@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 
 def trained(config: str, folder: Path, settings: Sequence[str], gpus: Sequence[int] = (0,)) -> Path:

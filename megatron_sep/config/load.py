@@ -19,6 +19,7 @@ from megatron_sep.config.neox import is_neox, needed_keys, notes, spell, transla
 from megatron_sep.config.neox_rules import NeoxError
 from megatron_sep.config.neox_write import as_neox
 from megatron_sep.config.schema import RunConfig
+from megatron_sep.config.shipped import located, shipped_config, shipped_names
 from megatron_sep.errors import UserError
 
 Tree = dict[str, Any]
@@ -117,8 +118,8 @@ def _has(tree: Mapping[str, Any], path: str) -> bool:
 
 
 def _files(path: Path, words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Further files, which have no `=` in their name, and settings."""
-    names = [word for word in words if "=" not in word and word.endswith((".yml", ".yaml"))]
+    """Further files, which have no `=` in their name, by path or by the name of a shipped one; and settings."""
+    names = [w for w in words if "=" not in w and (w.endswith((".yml", ".yaml")) or shipped_config(w))]
     return [path, *map(Path, names)], [word for word in words if word not in names]
 
 
@@ -190,8 +191,13 @@ def neox_yaml(sketch: Sketch) -> str:
 
 
 def read_tree(path: Path) -> Tree:
-    """The YAML of ``path`` on top of what it extends, unvalidated."""
-    return _extended(path, (), {})
+    """The YAML of ``path``, or of the shipped configuration of that name, on top of what it extends, unvalidated."""
+    found = located(path)
+    if not found.exists() and not found.suffix:
+        raise ConfigError(
+            f"{path}: no such file, and no run of that name is shipped; there are {', '.join(shipped_names())}"
+        )
+    return _extended(found, (), {})
 
 
 def _extended(path: Path, chain: tuple[Path, ...], read: dict[Path, Tree]) -> Tree:

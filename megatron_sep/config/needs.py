@@ -3,16 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from megatron_sep.config.activations import Activations
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.config.size import ModelSize
 
 _MOMENTS = 8
 """Of AdamW, fp32, a weight."""
-_LAYER = 34
-"""Bytes that a layer keeps of a token and a hidden value in 16 bits (arXiv 2205.05198, equation 2); attention itself
-keeps none that grow with the square of the sequence."""
-_SPLIT_OF_LAYER = 24
-"""Of those, what tensor parallelism splits without sequence parallelism (the same, equation 3)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,17 @@ class Needs:
         return max(1, self.ranks // (parallel.tensor * parallel.pipeline))
 
     @property
+    def microbatches(self) -> int:
+        """Of a step, on one process."""
+        together = self.config.train.micro_batch_size * max(1, self.data_ranks // self.config.parallel.context)
+        return max(1, self.config.train.global_batch_size // together)
+
+    @property
+    def activations(self) -> Activations:
+        """What the passes of a process keep."""
+        return Activations(self.config, self.vocab_size, self.microbatches)
+
+    @property
     def weights(self) -> int:
         """Of the largest rank: its layers, and an embedding or output that pipeline stages do not share."""
         size, parallel = ModelSize(self.config.model, self.vocab_size), self.config.parallel
@@ -39,40 +46,59 @@ class Needs:
         return math.ceil((layers + tables) / parallel.tensor)
 
     @property
+    def weight_bytes(self) -> int:
+        """As they compute."""
+        split = self.config.parallel.zero_stage == 3
+        return math.ceil(self.weights * self._number * (self._share if split else 1))
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Their fp32 sums."""
+        return math.ceil(self.weights * 4 * (self._share if self.config.parallel.zero_stage > 1 else 1))
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """fp32 weights and moments, as the engine splits them among the data-parallel ranks."""
+        zero = self.config.parallel.engine == "deepspeed"
+        master = 0 if self._number == 4 and not zero else 4
+        whole = self.config.optimizer.kind == "muon"  # whole on every rank
+        return math.ceil(self.weights * (master + _MOMENTS) * (1.0 if whole else self._share))
+
+    @property
+    def _number(self) -> int:
+        return 4 if self.config.train.precision == "fp32" else 2
+
+    @property
+    def _share(self) -> float:
+        return 1 / self.data_ranks
+
+    @property
     def state_bytes(self) -> int:
-        """Weights, gradients, fp32 weights and moments, as the engine splits them among the data-parallel ranks."""
-        wide = self.config.train.precision == "fp32"
-        weight, gradient, share = (4 if wide else 2), 4, 1 / self.data_ranks
-        stage, zero = self.config.parallel.zero_stage, self.config.parallel.engine == "deepspeed"
-        master = 0 if wide and not zero else 4
-        if self.config.optimizer.kind == "muon":  # whole on every rank
-            share = 1.0
-        own = (weight if stage < 3 else weight * share) + (gradient if stage < 2 else gradient * share)
-        return math.ceil(self.weights * (own + (master + _MOMENTS) * share))
+        """Weights, gradients and optimizer."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
 
     @property
     def activation_bytes(self) -> int:
-        """Of the micro-batches that are in flight, with the logits of one."""
-        train, model, parallel = self.config.train, self.config.model, self.config.parallel
-        width = 2 if train.precision == "fp32" else 1
-        tokens = train.micro_batch_size * model.sequence_length / parallel.context
-        layer = _SPLIT_OF_LAYER / parallel.tensor + (_LAYER - _SPLIT_OF_LAYER) / (
-            parallel.tensor if parallel.sequence_parallel else 1
-        )
-        kept = 2 * model.num_layers + layer if train.recompute else layer * model.num_layers
-        logits = tokens * self.vocab_size / parallel.tensor * (4 * width + 4)
-        return math.ceil(tokens * model.hidden_size * kept * width + logits)
+        """Of the micro-batches that are in flight, with the logits of one, on the fuller of first and last stage."""
+        kept, logits = self.activations.kept, self.activations.logits
+        stages = self.config.parallel.pipeline
+        if stages > 1:
+            kept = max(kept, logits + math.ceil(kept / min(stages, self.microbatches)))
+            logits = 0
+        return kept + logits + self.activations.plans + self.activations.communication
 
     @property
     def device_bytes(self) -> int:
-        """Both together; libraries and fragments come on top."""
-        return self.state_bytes + self.activation_bytes
+        """All together; libraries and fragments come on top.
+
+        When the backward pass ends, its gradients in 16 bits stand in the place of the activations.
+        """
+        return self.state_bytes + max(self.activation_bytes, self.weights * self._number)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Weights, fp32 weights and moments of the whole model."""
-        weight = 4 if self.config.train.precision == "fp32" else 2
-        return ModelSize(self.config.model, self.vocab_size).parameters * (weight + 4 + _MOMENTS)
+        return ModelSize(self.config.model, self.vocab_size).parameters * (self._number + 4 + _MOMENTS)
 
     @property
     def disk_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """What GPT-NeoX's keys say of a layer's norms, biases and MLP, as values of ours."""
 
+import math
 from collections.abc import Iterator
 
 from megatron_sep.config.neox_rules import NeoxError, Tree
@@ -35,13 +36,13 @@ def mlp(values: Tree) -> Tree:
 
 def _llama_width(values: Tree) -> int:
     """As given, or 8/3 of the hidden size, rounded up."""
-    return int(values.get("intermediate_size") or _up(int(2 * values["hidden_size"] * 4 / 3), _LLAMA_MULTIPLE))
+    return _whole(values.get("intermediate_size") or _up(int(2 * values["hidden_size"] * 4 / 3), _LLAMA_MULTIPLE))
 
 
 def _width(values: Tree, gated: bool) -> int:
     """Columns of the second matrix. A gate takes a third of the size that is given, so two thirds are two halves."""
     hidden, multiple = values["hidden_size"], values.get("mlp_multiple_of", 1)
-    size = int(values.get("intermediate_size") or values.get("expansion_factor", 4) * hidden)
+    size = _whole(values.get("intermediate_size") or values.get("expansion_factor", 4) * hidden)
     if gated:
         size = int(size * 2 / 3)
     first, second = _up(size, 2 * multiple), _up(size // 2 if gated else size, multiple)
@@ -51,6 +52,12 @@ def _width(values: Tree, gated: bool) -> int:
             f"{second} columns, which do not fit each other; give an intermediate_size that divides"
         )
     return second
+
+
+def _whole(width: float) -> int:
+    if not math.isfinite(width):
+        raise NeoxError(f"intermediate_size, or expansion_factor x hidden_size, is {width}: no width of an MLP")
+    return int(width)
 
 
 def _up(size: int, multiple: int) -> int:

@@ -434,10 +434,12 @@ class CheckpointConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where the numbers of a run go besides the console and metrics.jsonl."""
+    """Where the numbers of a run go besides metrics.jsonl."""
 
     every: PositiveInt = 10
     """Steps between lines."""
+    console: Literal["auto", "lines", "off"] = "auto"
+    """auto: one line that changes on a terminal, else a line below the other; off: none, as `train --quiet`."""
     tensorboard: bool = False
     wandb: Annotated[Literal["off", "online", "offline"], OnOff] = "off"
     wandb_project: str = "megatron_sep"

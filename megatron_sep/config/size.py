@@ -35,6 +35,12 @@ class ModelSize:
         return h * self._qkv_rows + h * self.config.heads_size + h * self._fc1_rows + h * ffn
 
     @property
+    def layer_widths(self) -> int:
+        """Values a token that go into those matrices and come out of them."""
+        h, ffn = self.config.hidden_size, self.config.mlp_size
+        return 4 * h + self._qkv_rows + self.config.heads_size + self._fc1_rows + ffn
+
+    @property
     def parameters(self) -> int:
         """Of the whole model, padding of the vocabulary included."""
         h = self.config.hidden_size

@@ -1,5 +1,6 @@
 """`convert --check`: transformers' model with the weights of one directory against this program's with the other's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def differences(source: OpenedSource, dst: Path, topology: Topology) -> Differen
     """Between SRC and what was made of it. The pattern of the foreign one is computed by an export's own code."""
     own, foreign = (source, open_source(dst)) if source.own else (open_source(dst), source)
     own_rules, foreign_rules = export_rules(own), export_rules(foreign)
-    ids = _ids(own, own_rules).to(topology.device)
-    ours = _own_logits(own, (_FULL, own_rules), ids, topology)
+    ids = check_ids(own, own_rules).to(topology.device)
+    layers = own.config.num_layers
+    ours = own_logits(own, [exported_rules(rules, layers) for rules in (_FULL, own_rules)], ids, topology)
     full = _largest(ours[0] - _transformers_logits(foreign, _FULL, ids))
     if own_rules == foreign_rules == _FULL:
         return Differences(full, None)
@@ -64,20 +66,20 @@ def _largest(difference: Tensor) -> float:
     return float(difference.abs().max())
 
 
-def _own_logits(
-    source: OpenedSource, patterns: tuple[dict[str, Any], ...], ids: Tensor, topology: Topology
+@torch.no_grad()
+def own_logits(
+    source: OpenedSource, rules: Sequence[LayerRules], ids: Tensor, topology: Topology, backend: str = "reference"
 ) -> list[Tensor]:
-    """Under one set of rules after another."""
+    """Of the model that is trained, in fp32, for ids [B, T] under one set of rules after another: [B, T, V] each."""
     model = build_model(
-        source.config, topology, vocab_size=source.vocab_size, precision="fp32", seed=0, backend="reference"
+        source.config, topology, vocab_size=source.vocab_size, precision="fp32", seed=0, backend=backend
     )
     load_weights(model, source, source.config, topology)
-    position = torch.arange(ids.shape[1], device=ids.device)[None]
-    plans = [_layer_rules(rules, source.config.num_layers).plans(ids) for rules in patterns]
-    return [model.eval()(ids, position, plan).float() for plan in plans]
+    return [model.eval()(ids, each.positions(ids), each.plans(ids)).float() for each in rules]
 
 
-def _layer_rules(rules: dict[str, Any], layers: int) -> LayerRules:
+def exported_rules(rules: dict[str, Any], layers: int) -> LayerRules:
+    """What an export's config.json says that each layer sees."""
     ids = tuple(rules["separator_ids"])
     pattern = AttentionPattern(rules["window"], rules["sinks"], ids, rules["stride"])
     everywhere = layer_patterns(pattern, layers, rules["full_layers"])
@@ -85,7 +87,16 @@ def _layer_rules(rules: dict[str, Any], layers: int) -> LayerRules:
 
 
 def _transformers_logits(source: OpenedSource, rules: dict[str, Any], ids: Tensor) -> Tensor:
-    """Of transformers' own class for full attention, and of the class that an export brings for any other rules."""
+    """Without a cache."""
+    logits: Tensor = export_model(source, rules, ids.device)(ids, use_cache=False).logits
+    return logits.float()
+
+
+def export_model(source: OpenedSource, rules: dict[str, Any], device: torch.device) -> Any:
+    """transformers' own class for full attention, and the class that an export brings for any other rules, in fp32.
+
+    Raises HuggingFaceError for a model that cannot be exported.
+    """
     import transformers
 
     from megatron_sep.convert import modeling_sep
@@ -97,13 +108,12 @@ def _transformers_logits(source: OpenedSource, rules: dict[str, Any], ids: Tenso
     kind: Any = getattr(transformers, architecture) if full else getattr(modeling_sep, f"Sep{architecture}")
     model = kind._from_config(config, attn_implementation="eager")
     fill(model, source)
-    logits: Tensor = model.to(ids.device).eval()(ids, use_cache=False).logits
-    return logits.float()
+    return model.to(device).eval()
 
 
-def _ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:
-    """A text of two windows where the model has room for it, with separators and the end of a document in it."""
-    length = min(max(_TOKENS, 2 * (rules["window"] or 0)), source.config.sequence_length)
+def check_ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:
+    """Ids [1, T] of a text of this module's own, with separators and the end of a document in it."""
+    length = check_length(source, rules)
     if source.tokenizer is not None:
         text = load_tokenizer(source.tokenizer).encode(_TEXT)
         ids = torch.tensor((text * (length // len(text) + 1))[:length])
@@ -114,3 +124,8 @@ def _ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:
     if rules["document_end"] is not None:
         ids[length // 3] = rules["document_end"]
     return ids[None]
+
+
+def check_length(source: OpenedSource, rules: dict[str, Any]) -> int:
+    """Tokens of a text of two windows, where the model has room for it."""
+    return min(max(_TOKENS, 2 * (rules["window"] or 0)), source.config.sequence_length)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import OpenedSource
 from megatron_sep.weights.sealed import describe
 

@@ -17,9 +17,9 @@ def contents(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
 
     Raises OSError, ShardError.
     """
-    found = {"tokenizer.path": _sum([tokenizer.path])}
+    found = {"tokenizer.path": sum_of([tokenizer.path])}
     if data.instructions is not None:
-        found["data.instructions.path"] = _sum([data.instructions.path])
+        found["data.instructions.path"] = sum_of([data.instructions.path])
     elif data.path is not None:
         found["data.path"] = _shard(data.path)
     else:
@@ -30,10 +30,11 @@ def contents(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
 
 def _shard(prefix: Path) -> str:
     single = bin_path(prefix)
-    return _sum([idx_path(prefix), *([single] if single.exists() else find_parts(prefix))])
+    return sum_of([idx_path(prefix), *([single] if single.exists() else find_parts(prefix))])
 
 
-def _sum(paths: list[Path]) -> str:
+def sum_of(paths: list[Path]) -> str:
+    """Of the sizes of files and of blocks spread over each. Raises OSError."""
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size

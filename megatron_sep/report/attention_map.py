@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from megatron_sep.attention.pattern import AttentionPattern, MaskPlan
+from megatron_sep.attention.words import in_words
 from megatron_sep.config import RunConfig
 from megatron_sep.data.resolved import resolve
-from megatron_sep.report.describe import in_words
 from megatron_sep.report.picture import PictureError, check_format, pyplot, save
 
 MOST_TOKENS = 300

@@ -9,7 +9,7 @@ from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.open_data import open_data
 from megatron_sep.data.resolved import resolve
 from megatron_sep.data.samples import DataError, Origin
-from megatron_sep.train.history import consumed_before
+from megatron_sep.train.written import consumed_before
 
 if TYPE_CHECKING:
     from rich.text import Text

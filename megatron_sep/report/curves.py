@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_sep.report.picture import PictureError, check_format, labelled, pyplot, save
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 Curve = tuple[list[float], list[float]]
 LOSS = "loss (nats per token)"

@@ -8,7 +8,7 @@ from statistics import median
 from megatron_sep.config import RunConfig
 from megatron_sep.config.size import ModelSize
 from megatron_sep.reproduce.item import TRAIN, ReproduceError
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import METRICS, read_jsonl
 from megatron_sep.weights.sealed import Description, describe, finished_checkpoints
 
 VANILLA = "Vanilla"
@@ -94,8 +94,8 @@ def find_runs(folder: Path) -> list[Run]:
     found = []
     for path in dirs:
         checkpoints = finished_checkpoints(path / "checkpoints")
-        if checkpoints and (path / "metrics.jsonl").is_file():
-            found.append(Run(path, describe(checkpoints[-1]), read_jsonl(path / "metrics.jsonl")))
+        if checkpoints and (path / METRICS).is_file():
+            found.append(Run(path, describe(checkpoints[-1]), read_jsonl(path / METRICS)))
     if not found:
         raise ReproduceError(f"--runs {folder}: no run with a checkpoint in it or below it; {TRAIN} makes some")
     return found

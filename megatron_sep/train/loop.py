@@ -78,6 +78,7 @@ def stop(run: Run) -> None:
 def account(run: Run, outcome: Outcome) -> None:
     """Count a step that is over."""
     run.statistics.stepped(outcome)
+    run.metrics.stepped(outcome.step)
     run.skipped_in_a_row = 0 if outcome.applied else run.skipped_in_a_row + 1
     run.spiked, level = run.spikes.judged(outcome, run.state)
     run.state = replace(run.state, skipped=run.state.skipped + (not outcome.applied), level=level)

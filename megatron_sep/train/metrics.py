@@ -1,17 +1,16 @@
 """A status line, and the same numbers to JSON lines, TensorBoard and wandb, from the first rank alone."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_sep.config.schema import MetricsConfig
-from megatron_sep.files import parse_json, written_aside
-
-Values = Mapping[str, float]
+from megatron_sep.files import written_aside
+from megatron_sep.train.console import Values, make_console
+from megatron_sep.train.written import METRICS, read_jsonl
 
 
 class Sink(Protocol):
@@ -35,14 +34,21 @@ class Metrics:
     def log(self, step: int, values: Values) -> None:
         self._each("log", step, values)
 
+    def stepped(self, step: int) -> None:
+        """A step is over: sinks that show how far the run is do."""
+        self._where_there_is("stepped", step)
+
     def rewind(self, step: int) -> None:
         """The steps after this one come once more: sinks that can forget them do."""
-        for sink in list(self.sinks):
-            if hasattr(sink, "rewind"):
-                self._try(sink, "rewind", step)
+        self._where_there_is("rewind", step)
 
     def close(self) -> None:
         self._each("close")
+
+    def _where_there_is(self, action: str, step: int) -> None:
+        for sink in list(self.sinks):
+            if hasattr(sink, action):
+                self._try(sink, action, step)
 
     def _each(self, action: str, *arguments: Any) -> None:
         for sink in list(self.sinks):
@@ -62,9 +68,10 @@ def make_metrics(
 ) -> Metrics:
     """Every sink that is asked for; one that cannot start is named and left out."""
     makers: dict[str, Any] = {
-        "console": lambda: Console(steps),
-        "metrics.jsonl": lambda: JsonLines(run_dir / "metrics.jsonl", start),
+        "metrics.jsonl": lambda: JsonLines(run_dir / METRICS, start),
     }
+    if config.console != "off":
+        makers = {"console": lambda: make_console(config.console, start, steps), **makers}
     if config.tensorboard:
         makers["tensorboard"] = lambda: TensorBoard(run_dir / "tensorboard", start)
     if config.wandb != "off":
@@ -78,21 +85,6 @@ def make_metrics(
     return metrics
 
 
-class Console:
-    """``step 120/1430  loss 3.214  lr 6.0e-04  |g| 0.91  118k tok/s  visible 18.3%  eta 2h11m``"""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def log(self, step: int, values: Values) -> None:
-        shown = [f"step {step}/{self.steps}"]
-        shown += [form(values[name]) for name, form in _SHOWN.items() if name in values]
-        print("  ".join(shown), flush=True)
-
-    def close(self) -> None:
-        pass
-
-
 class JsonLines:
     """One JSON object a line. Lines past ``start``, left by a run that was cut off, are dropped."""
 
@@ -101,7 +93,7 @@ class JsonLines:
         self._open(start)
 
     def _open(self, start: int) -> None:
-        kept = [line for line in _lines(self.path) if line["step"] <= start] if start else []
+        kept = [line for line in read_jsonl(self.path) if line["step"] <= start] if start else []
         with written_aside(self.path) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
@@ -163,56 +155,3 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
-
-
-def read_jsonl(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; one that is none, as a kill leaves the last one, is left out."""
-    return _lines(path)
-
-
-def _lines(path: Path) -> list[dict[str, float]]:
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            values = parse_json(line)
-            if isinstance(values, dict) and "step" in values and all(map(_is_number, values.values())):
-                found.append(values)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    """One that a float can be; a damaged line may have a thousand digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) <= sys.float_info.max
-    return isinstance(value, float)
-
-
-def _count(value: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
-
-
-_SHOWN: dict[str, Callable[[float], str]] = {
-    "train/loss": lambda v: f"loss {v:.3f}",
-    "valid/loss": lambda v: f"validation loss {v:.3f}",
-    "valid/perplexity": lambda v: f"perplexity {v:.2f}",
-    "train/lr": lambda v: f"lr {v:.1e}",
-    "train/grad_norm": lambda v: f"|g| {v:.2f}",
-    "speed/tokens_per_second": lambda v: f"{_count(v)} tok/s",
-    "speed/mfu": lambda v: f"{100 * v:.1f}% mfu",
-    "memory/peak_gib": lambda v: f"{v:.1f} GiB",
-    "attention/visible": lambda v: f"visible {100 * v:.1f}%",
-    "speed/seconds_left": lambda v: f"eta {_duration(v)}",
-    "time/validation": lambda v: f"validated in {v:.1f}s",
-    "time/save": lambda v: f"stood {v:.1f}s to save",
-    "time/save_whole": lambda v: f"saved in {v:.1f}s",
-}
-"""What the console shows of a step, in this order."""

@@ -27,6 +27,7 @@ from megatron_sep.train.engine import Engine, engine_class
 from megatron_sep.train.feed import Feed
 from megatron_sep.train.first_optimizer import take_over
 from megatron_sep.train.first_weights import open_first_weights
+from megatron_sep.train.header import header
 from megatron_sep.train.history import History
 from megatron_sep.train.metrics import Metrics, make_metrics
 from megatron_sep.train.outcomes import Outcomes
@@ -168,7 +169,8 @@ def build_run(
     set_determinism(config.train.deterministic)
     engine: Engine = topology.together(lambda: _engine(config, resolved, topology, new=start.newest is None))
     state = take_up(start, engine, history, topology)
-    for note in [*topology.tell(lambda: _notes(config, inputs)), *seen]:
+    title = header(config, resolved, topology) if config.metrics.console != "off" else ()
+    for note in [*title, *topology.tell(lambda: _notes(config, inputs)), *seen]:
         topology.say(note)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
     calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sep.config import to_yaml
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.data.content import contents
 from megatron_sep.errors import StoppedError
@@ -13,7 +14,8 @@ from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.changes import Began, ChangedError, check_changes
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
-from megatron_sep.train.history import History, read_history
+from megatron_sep.train.history import History
+from megatron_sep.train.written import read_history
 from megatron_sep.weights.sealed import CheckpointError, Description, TrainState, check_fits, describe
 
 
@@ -85,6 +87,7 @@ def _check_goes_on(newest: Path, found: Description, config: RunConfig) -> None:
 def take_up(start: Start, engine: Engine, history: History, topology: Topology) -> TrainState:
     """Load what the run goes on from; where it stands then, or the step that its first weights are said to be of."""
     config = start.config
+    history.keep_settings(to_yaml(config))
     about = {"ranks": topology.process.size, "host": platform.node(), **versions("megatron_sep", "torch")}
     if start.newest is None:
         first = config.checkpoint.init_step

@@ -37,7 +37,9 @@ def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
         raise HuggingFaceError(f"{file}: {error}") from error
 
 
-def _attention(sep: Mapping[str, Any]) -> AttentionConfig:
+def _attention(sep: Any) -> AttentionConfig:
+    if not isinstance(sep, dict):
+        raise HuggingFaceError(f"{SEP}={sep!r}: holds no pattern, which is a mapping")
     settings = {key: value for key, value in sep.items() if key != "document_end"}
     return AttentionConfig.model_validate(settings | {"document_boundaries": sep.get("document_end") is not None})
 

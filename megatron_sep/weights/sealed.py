@@ -104,7 +104,7 @@ class Description:
             "vocab_size": self.vocab_size,
             "engine": self.engine,
             "config": self.config.model_dump(mode="json"),
-            "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
+            "versions": versions_here(),
             "ranks": ranks,
             **({} if self.contents is None else {"contents": dict(self.contents)}),
         }
@@ -192,6 +192,17 @@ def describe(path: Path) -> Description:
         raise CheckpointError(f"{path / _MANIFEST}: says nothing of its {error.args[0]}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is not known to this version: {error}") from error
+
+
+def written_by(path: Path) -> dict[str, str]:
+    """The versions that wrote a checkpoint, by package. Raises CheckpointError."""
+    found = _manifest(path)["description"].get("versions", {})
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+
+def versions_here() -> dict[str, str]:
+    """The same of this program, as a checkpoint would name them."""
+    return {"python": platform.python_version(), **versions(*_PACKAGES)}
 
 
 def _level(saved: Tree) -> LossLevel:

@@ -11,7 +11,7 @@ from megatron_sep.data.blend import Blend
 from megatron_sep.data.once import Once
 from megatron_sep.data.samples import Rows, SourceShare
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 LENGTH = 4
 

@@ -199,9 +199,11 @@ def test_the_counter_is_the_slots_that_were_attended_to(
 ) -> None:
     """Equal scores over values that are each a direction of their own: what was attended to can be read off."""
     rows, length = text.ids_BT.shape
-    q, k = (torch.zeros(rows, heads, length, length, dtype=torch.float64) for heads in (HEADS, KEY_HEADS))
+    size = max(length, 2)  # of a head: a pair of values turns by an angle
+    q, k = (torch.zeros(rows, heads, length, size, dtype=torch.float64) for heads in (HEADS, KEY_HEADS))
+    apart = torch.eye(length, size, dtype=torch.float64).expand_as(k)
     cache = new_cache(policy, 1, document_end)
-    out, _ = replace(text, tensors_L=[(q, k, torch.eye(length, dtype=torch.float64).expand_as(k))] * 2).run(cache)
+    out, _ = replace(text, tensors_L=[(q, k, apart)] * 2).run(cache)
     attended_BT = (out != 0).sum(-1).double().mean((0, 2))
     assert cache.retention().seen == pytest.approx(float(attended_BT[text.real_BT].sum()), abs=1e-9)
     assert cache.retention().queries == int(text.real_BT.sum())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from megatron_sep.config import RunConfig, to_yaml
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ from support.layouts import ATTENTIONS, LAYOUTS, Cell, cells
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = [
     pytest.mark.usefixtures("single_process"),

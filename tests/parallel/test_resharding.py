@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.parallel.groups import set_layout
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")

@@ -12,7 +12,7 @@ import torch
 from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.attention.words import in_words
 from megatron_sep.config.load import Sketch
 from megatron_sep.config.schema import RunConfig
-from megatron_sep.report.describe import describe, in_words
+from megatron_sep.report.describe import describe
 
 
 def shown(config: RunConfig) -> str:

@@ -16,7 +16,7 @@ from megatron_sep.config import RunConfig
 from megatron_sep.data.extras import MissingLibraryError
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.engine import engine_class
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import open_source
 from megatron_sep.weights.sealed import newest_verified
 

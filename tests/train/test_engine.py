@@ -11,7 +11,7 @@ from support.engines import PlainEngine
 from megatron_sep.config import RunConfig
 from megatron_sep.config.engines import ENGINES
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import SourceError, open_source
 from megatron_sep.weights.sealed import CheckpointError, describe, fault_of, newest_verified
 

@@ -10,9 +10,9 @@ import pytest
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.changes import ChangedError
-from megatron_sep.train.history import History, read_history
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.history import History
 from megatron_sep.train.schedule import LearningRate
+from megatron_sep.train.written import read_history, read_jsonl
 from megatron_sep.weights.sealed import finished_checkpoints
 
 pytestmark = pytest.mark.usefixtures("single_process")

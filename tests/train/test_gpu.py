@@ -15,7 +15,7 @@ from megatron_sep.config import RunConfig
 from megatron_sep.config.schema import ModelConfig
 from megatron_sep.kernels.sep_attention.index import indexed_layers
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("single_process")]
 

@@ -13,7 +13,7 @@ from megatron_sep.config import RunConfig
 from megatron_sep.data.samples import DataError
 from megatron_sep.data.shards import ShardError, write_shards
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_sep.config.schema import MetricsConfig
-from megatron_sep.train.metrics import JsonLines, Metrics, make_metrics, read_jsonl
+from megatron_sep.train.metrics import JsonLines, Metrics, make_metrics
+from megatron_sep.train.written import read_jsonl
 
 
 class Broken:

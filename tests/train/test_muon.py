@@ -14,8 +14,8 @@ from megatron_sep.config import RunConfig
 from megatron_sep.config.schema import OptimizerConfig
 from megatron_sep.kernels.adamw.native import ADAMW
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
 from megatron_sep.train.muon import Blocks, MuonWithAdamW, matrices
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.sealed import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("single_process")

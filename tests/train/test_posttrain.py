@@ -2,7 +2,6 @@
 
 import json
 import random
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from support.cases import full_run
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import SourceError
 from megatron_sep.weights.sealed import CheckpointError
 
@@ -126,9 +125,9 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's manual pages and docstrings, 580,000 tokens: one kind of text, of which few batches stand for all."""
     from megatron_sep.data.shards import write_shards
     from megatron_sep.data.tokenizer import train_tokenizer
+    from megatron_sep.prepare.quickstart import docstrings, manual_pages, modules
 
-    quickstart = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "quickstart_corpus.py"))
-    texts = [*quickstart["manual_pages"](), *(t for m in quickstart["modules"]() for t in quickstart["docstrings"](m))]
+    texts = [*manual_pages(), *(text for module in modules() for text in docstrings(module))]
     random.Random(0).shuffle(texts)
     folder = tmp_path_factory.mktemp("text")
     tokenizer = train_tokenizer(texts, 512, folder / "tokenizer.json")

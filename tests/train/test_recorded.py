@@ -10,7 +10,7 @@ import torch
 from megatron_sep.config import RunConfig
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("single_process")
 

@@ -14,7 +14,7 @@ import torch
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.sealed import newest_verified
 
 EXACT = ("train/loss", "train/lr", "train/grad_norm", "train/consumed", "train/loss_scale", "valid/loss")

@@ -10,9 +10,8 @@ from torch import Tensor
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
 from megatron_sep.report.batch import view_step
-from megatron_sep.train.history import read_history
-from megatron_sep.train.metrics import read_jsonl
 from megatron_sep.train.rollback import SpikesError
+from megatron_sep.train.written import read_history, read_jsonl
 from megatron_sep.weights.sealed import LossLevel
 
 pytestmark = pytest.mark.usefixtures("single_process")

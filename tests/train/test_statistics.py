@@ -10,8 +10,7 @@ from support.engines import Files
 
 from megatron_sep.config import RunConfig
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.metrics import read_jsonl
-from megatron_sep.train.peak import peak_of
+from megatron_sep.train.written import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -84,30 +83,3 @@ def test_the_time_left_has_the_saves_and_validations_that_will_come(
     lines = {line["step"]: line for line in train(run) if "speed/seconds_left" in line}
     assert lines[3]["speed/seconds_left"] == pytest.approx(3 * PAUSE + 5 * lines[3]["speed/step_seconds"], rel=0.05)
     assert lines[8]["speed/seconds_left"] == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 NVL", 835e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H200 NVL", 835e12),
-        ("NVIDIA GH200 480GB", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A100 80GB PCIe", 312e12),
-        ("NVIDIA B200", 2250e12),
-        ("NVIDIA GeForce RTX 4090", 165e12),
-        ("NVIDIA GeForce RTX 5090", 209e12),
-        ("AMD Instinct MI300X", 1307e12),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA H100 MIG 1g.10gb", None),
-        ("NVIDIA H20", None),
-        ("NVIDIA A10", None),
-        ("Tesla T4", None),
-    ],
-)
-def test_a_device_has_the_peak_of_its_own_kind_or_none(name: str, peak: float | None) -> None:
-    """PCIe and NVL boards are slower than SXM ones of the same chip; what is not known has no MFU."""
-    assert peak_of(name) == peak

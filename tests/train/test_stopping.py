@@ -13,9 +13,8 @@ import pytest
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.errors import InterruptedRunError, StoppedError
 from megatron_sep.parallel.groups import topology
-from megatron_sep.train.history import read_history
-from megatron_sep.train.metrics import read_jsonl
 from megatron_sep.train.signals import Signals, heard_signals
+from megatron_sep.train.written import read_history, read_jsonl
 from megatron_sep.weights.sealed import fault_of, finished_checkpoints
 
 pytestmark = pytest.mark.usefixtures("single_process")

@@ -14,8 +14,7 @@ import pytest
 from support.cases import full_run
 
 from megatron_sep.config import RunConfig, to_yaml
-from megatron_sep.train.history import read_history
-from megatron_sep.train.metrics import read_jsonl
+from megatron_sep.train.written import read_history, read_jsonl
 from megatron_sep.weights.sealed import fault_of, finished_checkpoints
 
 SLOW = 1.5

@@ -1,6 +1,6 @@
 """Make the quickstart's tokenizer and shard from text that every Python brings: manual pages, docstrings, sources.
 
-python tools/quickstart_corpus.py runs/quickstart
+python -m megatron_sep.prepare.quickstart runs/quickstart
 """
 
 import ast
@@ -56,10 +56,8 @@ def documents() -> Iterator[str]:
             yield source
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    out = Path(sys.argv[1])
+def make_corpus(out: Path) -> None:
+    """Write corpus.jsonl, tokenizer.json and the shard corpus into a folder, unless they are there, and say so."""
     corpus, tokenizer, manifest = out / "corpus.jsonl", out / "tokenizer.json", out / "corpus.manifest.json"
     if manifest.is_file():
         print(f"{manifest}: is there already")
@@ -86,4 +84,6 @@ def write_corpus(texts: list[str], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    make_corpus(Path(sys.argv[1]))

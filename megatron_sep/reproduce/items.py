@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from megatron_sep.reproduce import cache_sizes, evolution, losses, post_training, retention, sparsity, speed, streams
+from megatron_sep.reproduce import (
+    cache_sizes,
+    evolution,
+    losses,
+    needle,
+    post_training,
+    retention,
+    sparsity,
+    speed,
+    streams,
+)
 from megatron_sep.reproduce.attention_mass import figure2, head_map
 from megatron_sep.reproduce.item import TRAIN, Item, Make, ReproduceError
 from megatron_sep.reproduce.mask_figure import figure3
@@ -21,7 +31,8 @@ _TRAINING_FREE = (
 _TEXT = "--text FILE with --checkpoint PATH or --runs DIR"
 _SIZES = f"nothing for r.KV; {_TEXT} for perplexity and time"
 _STREAM = "perplexity and time of that backbone: table5 with --checkpoint"
-_NEEDLE = "a needle in a haystack, which this version does not measure"
+_NEEDLE = f"--runs DIR, with what `{needle.MEASURE}` writes"
+_LLAMA_NEEDLE = f"megatron_sep eval {_LLAMA} --needle TEXT --attention YAML, the YAML with window 2048 and full layers"
 
 ITEMS = (
     Item(
@@ -82,10 +93,12 @@ ITEMS = (
     Item("figure5", "Figure 5: loss curves, from scratch", "small", _RUNS, losses.figure5),
     Item("figure6", "Figure 6: loss curves, post-training", "small", _RUNS, post_training.figure6),
     Item("figure7", "Figure 7: n and Size_run; equations 3 and 4", "exact", _NOTHING, evolution.figure7),
-    Item("figure8", "Figure 8: needle, StreamingLLM, Pythia-160m", "small", _NEEDLE),
-    Item("figure9", "Figure 9: needle, SepLLM H/T, Pythia-160m", "small", _NEEDLE),
-    Item("figure10", "Figure 10: needle, Llama-3-8B, a=4", "needs 8B", _NEEDLE),
-    Item("figure11", "Figure 11: needle, Llama-3-8B, a=32", "needs 8B", _NEEDLE),
+    Item("figure8", "Figure 8: needle, StreamingLLM, Pythia-160m", "small", _NEEDLE,
+         needle.heat_maps("figure8", "StrmLLM n=64")),
+    Item("figure9", "Figure 9: needle, SepLLM H/T, Pythia-160m", "small", _NEEDLE,
+         needle.heat_maps("figure9", "SepLLM n=64, H/T", "StrmLLM n=64", "Vanilla")),
+    Item("figure10", "Figure 10: needle, Llama-3-8B, a=4", "needs 8B", f"`{_LLAMA_NEEDLE} [0, 1, -2, -1], sinks 4`"),
+    Item("figure11", "Figure 11: needle, Llama-3-8B, a=32", "needs 8B", f"`{_LLAMA_NEEDLE} [0, 1, -2, -1], sinks 32`"),
     Item("figure12", "Figure 12: attention map, layer 0", "small", _MAPS, head_map("figure12", 0)),
     Item("figure13", "Figure 13: attention map, layer 1", "small", _MAPS, head_map("figure13", 1)),
     Item("figure14", "Figure 14: attention map, layer 2", "small", _MAPS, head_map("figure14", 2)),

@@ -11,6 +11,7 @@ from support.left_runs import STEPS, left_run
 from megatron_sep.reproduce import losses, post_training, sparsity, speed
 from megatron_sep.reproduce.item import Inputs, ReproduceError, Result
 from megatron_sep.reproduce.items import ITEMS, chosen, listing
+from megatron_sep.reproduce.needle import heat_maps
 from megatron_sep.reproduce.policies import compared
 from megatron_sep.reproduce.runs import comparison, find_runs
 
@@ -124,6 +125,22 @@ def test_policies_at_equal_share(tmp_path: Path) -> None:
     (tmp_path / "policies.json").write_text('[{"loss": 1}]')
     with pytest.raises(ReproduceError, match=r"policies.json: is no file of tools/compare_policies.py"):
         compared("H2O")(Inputs(tmp_path))
+
+
+def test_needles_of_runs(folder: Path) -> None:
+    """A panel for each run that was measured, its cells in the order of lengths and depths; others are named."""
+    with pytest.raises(ReproduceError, match=r"no needle.json of StrmLLM n=64 below"):
+        heat_maps("figure8", "StrmLLM n=64")(Inputs(folder))
+    cells = [{"length": n, "depth": d, "choice": d, "exact": 0.0} for n in (512, 256) for d in (0.5, 0.0, 1.0)]
+    (folder / "b" / "needle.json").write_text(json.dumps({"needle": cells}))
+    result = heat_maps("figure9", "Vanilla", "SepLLM n=64")(Inputs(folder))
+    assert values(result, 0) == {"SepLLM n=64": pytest.approx(50)}
+    axes = result.figures["figure9"].axes[0]
+    assert axes.get_images()[0].get_array().tolist() == [[0, 0], [0.5, 0.5], [1, 1]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["256", "512"]
+    (folder / "a" / "needle.json").write_text('{"tasks": {}}')
+    with pytest.raises(ReproduceError, match=r"a/needle.json: is no file of `megatron_sep eval"):
+        heat_maps("figure9", "Vanilla")(Inputs(folder))
 
 
 def test_every_item_of_the_paper_is_listed() -> None:

@@ -563,7 +563,7 @@ def plot(
     run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs, as dir in their YAML", show_default=False)],
     out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("loss.png"),
 ) -> None:
-    """Draw the train and validation loss of runs."""
+    """Draw the train and validation loss of runs, and how far they are above the first."""
     from megatron_sep.report.curves import plot_losses
 
     plot_losses(run_dirs, out)
@@ -585,6 +585,40 @@ def mask(
 
     plot_masks(load_config(config, overrides or ()), text, out)
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def reproduce(
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(help="table1 ... table17, figure1 ... figure14, or exact: all of that kind", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="print every item, its kind and what it needs")] = False,
+    runs: Annotated[Path | None, typer.Option(help="folder with dirs of runs in it or below it")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a checkpoint, a run's dir or a Hugging Face directory, for attention maps")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="file, or folder of *.txt, to feed to models (tables 4 to 8 and 16)")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=8, help="of that text")] = 20_000,
+    out: Annotated[Path, typer.Option(help="folder for Markdown, JSON and pictures")] = Path("reports"),
+) -> None:
+    """Make tables and figures of the paper anew: ours beside theirs, and why they differ."""
+    from megatron_sep.reproduce.item import Inputs, ReproduceError
+    from megatron_sep.reproduce.items import chosen, listing
+    from megatron_sep.reproduce.write import to_markdown, write
+
+    if show:
+        typer.echo(listing())
+        return
+    if not items:
+        raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
+    with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
+        for item, make in chosen(items):
+            result = make(Inputs(runs, checkpoint, text, tokens))
+            typer.echo(to_markdown(item, result))
+            typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def plot_masks(config: RunConfig, text: str, path: Path) -> None:
         1, len(panels), figsize=(side * len(panels), side), layout="constrained", squeeze=False
     )
     for axis, (pattern, plan) in zip(axes[0], panels.items(), strict=True):
-        _draw(axis, plan, labels, _title(rules.patterns, pattern))
+        draw_mask(axis, plan, labels, _title(rules.patterns, pattern))
     save(figure, path, dpi=130, bbox_inches="tight")
 
 
@@ -43,7 +43,8 @@ def _title(patterns: tuple[AttentionPattern, ...], pattern: AttentionPattern) ->
     return f"layer{'s' * (len(layers) > 1)} {', '.join(layers)}: {seen}"
 
 
-def _draw(axis: Any, plan: MaskPlan, labels: list[str], title: str) -> None:
+def draw_mask(axis: Any, plan: MaskPlan, labels: list[str], title: str) -> None:
+    """Queries by keys of the first row: what is seen, landmarks in their own colour; ``labels`` are of the tokens."""
     from matplotlib.colors import ListedColormap
 
     seen_TT = plan.dense()[0].int()

@@ -8,7 +8,8 @@ import yaml
 from megatron_sep.config import ConfigError, RunConfig, load_config, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted((CONFIGS / "runs").glob("*.yaml"))
+REPRODUCE = sorted(path for path in (CONFIGS / "reproduce").glob("*.yaml") if path.stem not in ("base", "prepare"))
+SHIPPED = sorted((CONFIGS / "runs").glob("*.yaml")) + REPRODUCE
 PARTS = sorted(path for kind in ("models", "attention", "data") for path in (CONFIGS / kind).glob("*.yaml"))
 NEEDED = {"dir": "runs/x", "tokenizer": {"path": "t.json"}, "data": {"path": "corpus"}}
 
@@ -18,7 +19,7 @@ def write(path: Path, tree: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_shipped_run_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
     """to_yaml is a complete configuration: reading it back gives the same one."""
     config = load_config(path)
@@ -37,6 +38,33 @@ def test_runs_are_short() -> None:
     for path in SHIPPED:
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "extends"))]
         assert len(lines) <= 6, path
+
+
+def test_the_fine_tuning_of_table_14_loads() -> None:
+    """SepLLM n=256 from published weights for 500 steps."""
+    run = load_config(CONFIGS / "reproduce" / "8b" / "longalpaca-n256.yaml")
+    assert (run.attention.window, run.attention.sinks, run.attention.separators) == (256, 3, "default")
+    assert (run.train.steps, run.checkpoint.init_step) == (500, 0)
+    assert run.checkpoint.init_from is not None
+
+
+def test_the_runs_of_the_reproduction_learn_from_the_same_tokens() -> None:
+    """From scratch they differ in their attention alone; after post-training they end where the others do."""
+    runs = {path.stem: load_config(path) for path in REPRODUCE}
+    assert len(runs) == 10
+    for name, run in runs.items():
+        assert run.dir == Path("runs/reproduce") / name
+        assert (run.model, run.data, run.tokenizer) == (runs["vanilla"].model, runs["vanilla"].data, run.tokenizer)
+        assert run.optimizer.decay_steps in (None, run.train.steps, runs["vanilla"].train.steps)
+        if not name.startswith("posttrain"):
+            assert (run.train, run.optimizer) == (runs["vanilla"].train, runs["vanilla"].optimizer)
+            assert run.train.steps * run.train.global_batch_size * run.model.sequence_length > 120e6
+    vanilla, switched = runs["vanilla"], runs["posttrain-n64"].checkpoint
+    assert switched.init_step % vanilla.checkpoint.every == 0
+    assert switched.init_from == vanilla.dir / "checkpoints" / f"step-{switched.init_step:08d}"
+    assert switched.init_step / vanilla.train.steps == pytest.approx(93_000 / 143_000, abs=0.003)
+    anew = runs["posttrain-n64-larger-lr"]
+    assert anew.train.steps == vanilla.train.steps - switched.init_step
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Tables and figures of the paper, ours beside theirs; items.py lists them."""

@@ -1,0 +1,63 @@
+"""scripts/reproduce_runs.sh makes what `megatron_sep reproduce` reads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.cases import full_run
+from support.left_runs import VOCABULARY
+from typer.testing import CliRunner
+
+from megatron_sep.cli import app
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "reproduce_runs.sh"
+SMALL = (
+    "model.num_layers=2 model.hidden_size=32 model.num_attention_heads=2 model.sequence_length=128 train.steps=12 "
+    "train.global_batch_size=4 train.micro_batch_size=4 train.precision=fp32 train.eval_every=3 train.eval_batches=1 "
+    "checkpoint.every=8 metrics.every=2 'data.split=[0.8,0.2,0]'"
+)
+
+
+def called(folder: Path, words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ours = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GPUS": "1"}
+    return subprocess.run(
+        ["bash", "-c", f"bash {SCRIPT} {words}"], cwd=folder, env=os.environ | ours | environment,
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+def test_the_script_knows_every_run(tmp_path: Path) -> None:
+    """Left out, RUNS names every file of the folder that is a run; a name that is none is refused before anything."""
+    text = SCRIPT.read_text()
+    named = text[text.index("RUNS=${RUNS:-") :].split("}")[0].partition(":-")[2].split()
+    files = {path.stem for path in (ROOT / "configs" / "reproduce").glob("*.yaml")} - {"base", "prepare"}
+    assert set(named) == files
+    assert len(named) == len(files)
+    refused = called(tmp_path, "tokenizer.json text.jsonl", RUNS="vanilla other")
+    assert refused.returncode == 2
+    assert "RUNS: other: no other.yaml" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not full_run(), reason="trains three runs, a minute; run with --full")
+def test_runs_are_trained_and_read(tmp_path: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs from scratch and one post-trained; again, they are done; the figures are made of them."""
+    sentence = "The cat sat, as cats do; the dog barked! Is this it?\n"
+    lines = [json.dumps({"text": sentence * 20 + str(i)}) for i in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    start = "checkpoint.init_from=runs/reproduce/vanilla/checkpoints/step-00000008 checkpoint.init_step=8"
+    small = f"{tokenizer_path} text.jsonl {SMALL} model.vocab_size={VOCABULARY}"
+    for words, runs in ((small, "vanilla sep-n64"), (f"{small} {start}", "posttrain-n64"), (small, "vanilla")):
+        done = called(tmp_path, words, RUNS=runs)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "is done: step 12 of 12" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["reproduce", "figure5", "figure6", "table10", "--runs", "runs"])
+    assert made.exit_code == 0, made.output
+    assert "SepLLM n=64" in made.stdout
+    assert {path.name for path in (tmp_path / "reports").glob("*.png")} == {"figure5.png", "figure6.png"}

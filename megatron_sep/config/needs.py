@@ -105,8 +105,7 @@ class Needs:
         """Weights of the whole model, as one export has them; 0 where none are asked for."""
         if self.config.checkpoint.export_every is None:
             return 0
-        weight = 4 if self.config.train.precision == "fp32" else 2
-        return ModelSize(self.config.model, self.vocab_size).parameters * weight
+        return ModelSize(self.config.model, self.vocab_size).parameters * self._number
 
     @property
     def disk_bytes(self) -> int:

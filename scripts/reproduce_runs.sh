@@ -21,6 +21,7 @@ GPUS=${GPUS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))
 RUNS=${RUNS:-vanilla sep-n64 streaming-n64 sep-n64-ht sep-n128 sep-n64-h fixllm-n64
     posttrain-n64 posttrain-n128 posttrain-n64-larger-lr}
 
+# shellcheck disable=SC2329  # xargs calls it
 train_one() {  # NAME CONFIGS OUT [section.key=value ...]
     local name=$1 configs=$2 out=$3 devices status=0
     shift 3

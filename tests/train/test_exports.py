@@ -11,9 +11,9 @@ from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.exports import Exporter, ExportError
-from megatron_sep.train.history import read_history
 from megatron_sep.train.loop import train
 from megatron_sep.train.run import Run, build_run
+from megatron_sep.train.written import read_history
 from megatron_sep.weights.open_source import open_source
 
 pytestmark = pytest.mark.usefixtures("single_process")

@@ -26,6 +26,7 @@ from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
 from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
+from megatron_sep.train.beside_backward import Accumulate, begin_reductions
 from megatron_sep.train.engine import Engine, OptimizerSlot, StepResult
 from megatron_sep.train.megatron_files import MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
@@ -73,10 +74,16 @@ class MegatronEngine(Engine):
         core = model.config
         self._weights = [model, *further_chunks]
         self._modules = self._weights if precision == "fp32" else [Float16Module(core, c) for c in self._weights]
+        self._overlaps = topology.data.size * topology.context.size > 1
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=self.splits_optimizer, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+            use_distributed_optimizer=self.splits_optimizer,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=self._overlaps,
+            average_in_collective=topology.device.type == "cuda",  # gloo only sums
         )
         self._models = [DistributedDataParallel(core, ddp, module) for module in self._modules]
+        if self._overlaps:
+            core.no_sync_func = [model.no_sync for model in self._models] if further_chunks else self._models[0].no_sync
         self._adamw: AdamW = model.operations.adamw
         self._optimizer = self._make_optimizer(precision, loss_scale)
         self._own_work = OwnWork(topology.device)
@@ -102,9 +109,9 @@ class MegatronEngine(Engine):
             return self._schedule(microbatches, count, forward_only=False)
         losses: list[Tensor] = []
         for batch in microbatches:
-            learn = partial(self._learn, count=count, first=not losses)
-            losses.append(self._recorder.run("training", learn, batch, count, not losses))
-        self._finalize(self._models)
+            first, last = not losses, len(losses) == count - 1
+            learn = partial(self._learn, count=count, first=first, last=last)
+            losses.append(self._recorder.run("training", learn, batch, count, first, last))
         return self._mean(losses)
 
     def _finalize(self, *arguments: Any, **options: Any) -> None:
@@ -132,19 +139,23 @@ class MegatronEngine(Engine):
         loss: Tensor = mean(losses)[0]
         return loss
 
-    def _learn(self, batch: Microbatch, count: int, first: bool) -> Tensor:
+    def _learn(self, batch: Microbatch, count: int, first: bool, last: bool) -> Tensor:
         """What megatron-core's schedule does for one of ``count`` micro-batches on a single stage.
 
-        The gradients reach their fp32 sums all at once, after the backward pass; the first ones replace what is there.
+        The first gradients replace what is in their fp32 sums; the last ones are reduced over the ranks.
         """
+        (model,) = self._models
         loss = self._loss(batch)
-        weights = [weight for weight in self._modules[0].parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(self._optimizer.scale_loss(loss / count), weights, materialize_grads=True)
-        sums = [weight.main_grad for weight in weights]
-        if first:
-            torch._foreach_copy_(sums, gradients)
+        scaled = self._optimizer.scale_loss(loss / count)
+        accumulate: Accumulate = torch._foreach_copy_ if first else torch._foreach_add_
+        if last and self._overlaps:
+            begin_reductions(model, scaled, accumulate)
+            self._own_work.end()
+            model.finish_grad_sync()
         else:
-            torch._foreach_add_(sums, gradients)
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            gradients = torch.autograd.grad(scaled, weights, materialize_grads=True)
+            accumulate([weight.main_grad for weight in weights], list(gradients))
         return loss.detach()
 
     def loss_scale(self) -> float:

@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,44 +16,61 @@ _SLOW = 1.5
 _LEAST_SECONDS = 0.01
 
 
-@dataclass
 class OwnWork:
-    """Measures this rank's forward and backward passes, up to where the gradients of all are reduced."""
+    """Measures this rank's forward and backward passes of a step, up to where it waits for the others' gradients."""
 
-    device: torch.device
-    _spans: list[tuple[object, object]] = field(default_factory=list)
-    _begun: object = None
+    def __init__(self, device: torch.device) -> None:
+        self._clock = _DeviceClock() if device.type == "cuda" else _HostClock()
 
     def begin(self) -> None:
         """A step begins."""
-        self._begun = self._now()
+        self._clock.begin()
 
     def end(self) -> None:
-        """From here on this rank waits for the others."""
-        if self._begun is not None:
-            self._spans.append((self._begun, self._now()))
-            self._begun = None
+        """From here on this rank waits for the others. A CUDA graph may record it."""
+        self._clock.end()
 
     def seconds(self) -> float:
-        """The mean of the steps since the last call; NaN where none was measured. The device is waited for."""
+        """On a CPU the mean of the steps since the last call, on a GPU the last step, for which it waits; or NaN."""
+        return self._clock.seconds()
+
+
+class _HostClock:
+    def __init__(self) -> None:
+        self._spans: list[float] = []
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        self._begun = time.perf_counter()
+
+    def end(self) -> None:
+        self._spans.append(time.perf_counter() - self._begun)
+
+    def seconds(self) -> float:
         spans, self._spans = self._spans, []
-        found = [self._between(*span) for span in spans]
-        return sum(found) / len(found) if found else math.nan
+        return statistics.fmean(spans) if spans else math.nan
 
-    def _now(self) -> object:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
 
-    def _between(self, begin: object, end: object) -> float:
-        if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-            end.synchronize()
-            return float(begin.elapsed_time(end)) / 1000
-        assert isinstance(begin, float)
-        assert isinstance(end, float)
-        return end - begin
+class _DeviceClock:
+    """Two events that every step records anew, in a replayed graph too."""
+
+    def __init__(self) -> None:
+        made: list[Any] = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._begin, self._end = made
+        self._ended = False
+
+    def begin(self) -> None:
+        self._begin.record()
+
+    def end(self) -> None:
+        self._end.record()
+        self._ended = True
+
+    def seconds(self) -> float:
+        if not self._ended:
+            return math.nan
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1000
 
 
 @dataclass

@@ -11,8 +11,9 @@ from megatron_sep.train.microbatch import Microbatch
 
 _EAGER = 2
 """Passes before a recording: compilation, tuning of kernels and first allocations cannot be recorded."""
-_KEPT = 6
-"""Recordings: of training, its first micro-batch and the others, and of validation; and before a window shrank."""
+_KEPT = 8
+"""Recordings: of training, its first micro-batch, its last and the others, and of validation; and before a window
+shrank."""
 
 Pass = Callable[[Microbatch], Tensor]
 

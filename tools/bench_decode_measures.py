@@ -5,8 +5,8 @@
 One GPU with 40 GB or more.
 
 Each row is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph)
-Each row is the step of tools/bench_decode.py (Llama-3-8B shape, SepLLM n=256 or a bounded stream, one CUDA graph)
-with one more measure. ``copy ms`` is what reading the weights once takes at the speed of memory, measured by a copy.
+with one more measure; the first two are without a part of what the program does, the last two with more. ``copy ms`` is
+what reading the weights once takes at the speed of memory, measured by a copy.
 """
 
 import argparse
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, apply_rotary_pos_emb
 
+from megatron_sep.generate import decode
 from megatron_sep.generate import slots as slots_module
 from megatron_sep.generate import step as step_module
-from megatron_sep.generate.decode import Decoder, compile_layers
 from megatron_sep.generate.interface import attention
 
-MEASURES = ("as it is", "products by inductor", "head compiled", "products merged", "bookkeeping compiled")
+MEASURES = ("compiled", "products by inductor", "as it is", "products merged", "bookkeeping compiled")
+TUNING, APART = decode.OPTIONS
 
 
 class MergedMLP(LlamaMLP):  # type: ignore[misc]
@@ -72,12 +73,6 @@ def _merged(parts: list[Any]) -> nn.Parameter:
     return whole
 
 
-def compile_head(model: Any) -> None:
-    """The last norm and the output, which no layer holds."""
-    model.model.norm.compile(dynamic=False)
-    model.lm_head.compile(dynamic=False)
-
-
 def compile_bookkeeping() -> None:
     """What the end of a step does to the slots' tables."""
     for name in ("count_step", "evict"):
@@ -85,16 +80,14 @@ def compile_bookkeeping() -> None:
 
 
 def apply_measures(model: Any, number: int) -> None:
-    """The first ``number`` measures beside what the step has anyway."""
+    """The first ``number`` measures beside what compilation does anyway."""
     torch.compiler.reset()
-    torch._inductor.config.coordinate_descent_tuning = number >= 1  # a product of one row becomes a fused reduction
+    decode.OPTIONS |= {TUNING: number >= 1, APART: 1 if number >= 2 else 8}
     if number >= 3:
         merge_products(model)
     if number >= 4:
         compile_bookkeeping()
-    compile_layers(model)
-    if number >= 2:
-        compile_head(model)
+    decode.compile_layers(model)
 
 
 def weights_gib(model: Any) -> float:
@@ -128,7 +121,7 @@ def kernels(step: Any, times: int = 10) -> list[tuple[str, float, float]]:
 
 def measured(model: Any, policy: Any, context: int, profile: bool) -> dict[str, Any]:
     """Of one policy: milliseconds a step, and its kernels where they were asked for."""
-    decoder, ids = Decoder(model, filled(model, policy, 1, context)), text(1, 1)
+    decoder, ids = decode.Decoder(model, filled(model, policy, 1, context)), text(1, 1)
     row: dict[str, Any] = {"ms": timed(lambda: decoder.step(ids), 6, 100)}
     if profile:
         row["kernels"] = kernels(lambda: decoder.step(ids))

@@ -9,6 +9,8 @@ run on one.
 """
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +45,19 @@ def main() -> None:
     rows: dict[str, Any] = {"one GPU": rates(one)}
     show("one GPU", rows["one GPU"])
     for name in options.layouts:
-        run = trained(
-            options.config, options.folder / name.replace(" ", "-"), (*settings, *LAYOUTS[name]), options.gpus
-        )
+        folder = options.folder / name.replace(" ", "-")
+        try:
+            run = trained(options.config, folder, (*settings, *LAYOUTS[name]), options.gpus)
+        except subprocess.CalledProcessError as failed:
+            print(f"{name:>14}: ended with {failed.returncode}; see {folder / 'said.txt'}", flush=True)
+            continue
         found = rates(run)
         speed = {"x": found["tokens/s"] / rows["one GPU"]["tokens/s"]}
         rows[name] = found | speed | differences(losses(one), losses(run))
         show(name, rows[name])
     write(options.json, {"machine": torch.cuda.get_device_name(), "settings": settings, "rows": rows})
+    if len(rows) <= len(options.layouts):
+        sys.exit(1)
 
 
 def show(name: str, row: dict[str, float]) -> None:

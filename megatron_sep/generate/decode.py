@@ -12,6 +12,12 @@ from megatron_sep.kernels.why_not import fused_decode
 _WARM_UP = 2
 """Steps that run as they are before one is captured: what they compile cannot be compiled while capturing."""
 
+OPTIONS = {
+    "coordinate_descent_tuning": True,  # the product of a matrix and one token becomes a reduction at memory's speed
+    "realize_acc_reads_threshold": 1,  # an activation is computed once, not for each row of the matrix it goes into
+}
+"""Of Inductor, for steps of one token."""
+
 
 class Decoder:
     """Steps of a model that ``attach`` was called on. Keep nothing of a step's logits: the next one overwrites them."""
@@ -88,12 +94,23 @@ def _fused(model: Any) -> bool:
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Fuse what stands between the attentions of a step; the attention itself stays as it is.
+    """Fuse what stands between the attentions of a step, the last norm and the output layer; attention stays as it is.
 
     All layers share one compilation: their numbers are not part of it.
     """
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    layer = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
-    for module in model.modules():
-        if type(module) is type(layer):
-            module.compile(backend=backend, dynamic=False)
+    options = OPTIONS if backend == "inductor" else None
+    stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    layers = [module for module in model.modules() if type(module) is type(stack[0])]
+    for module in (*layers, *_beside(model, stack), model.get_output_embeddings()):
+        module.compile(backend=backend, dynamic=False, options=options)
+
+
+def _beside(model: Any, stack: torch.nn.ModuleList) -> list[torch.nn.Module]:
+    """The norms that stand next to the layers."""
+    beside = [list(module.children()) for module in model.modules()]
+    return [
+        module
+        for module in next(children for children in beside if any(child is stack for child in children))
+        if (weights := list(module.parameters())) and all(weight.dim() == 1 for weight in weights)
+    ]

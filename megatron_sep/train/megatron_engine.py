@@ -150,12 +150,12 @@ class MegatronEngine(Engine):
         accumulate: Accumulate = torch._foreach_copy_ if first else torch._foreach_add_
         if last and self._overlaps:
             begin_reductions(model, scaled, accumulate)
-            self._own_work.end()
-            model.finish_grad_sync()
         else:
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             gradients = torch.autograd.grad(scaled, weights, materialize_grads=True)
             accumulate([weight.main_grad for weight in weights], list(gradients))
+        if last and self._topology.process.size > 1:
+            self._finalize(self._models)
         return loss.detach()
 
     def loss_scale(self) -> float:
@@ -313,8 +313,10 @@ def why_not_recorded(core: TransformerConfig, topology: Topology) -> str | None:
     """What in a pass a CUDA graph would not repeat; None: nothing."""
     if topology.device.type != "cuda":
         return "there is no CUDA device"
-    if topology.process.size > topology.data.size:
-        return "a pass of tensor, pipeline or context parallelism talks to other ranks"
+    if topology.pipeline.size > 1:
+        return "the stages of a pipeline run by a schedule of the host"
+    if topology.context.size > 1:
+        return "how many keys context parallelism sends depends on the text"
     if core.hidden_dropout or core.attention_dropout:
         return "dropout draws anew in each pass"
     if core.fp16:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 LAYOUTS = {
     "data": [],
     "data, pass by pass": [],
+    "sequence, pass by pass": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "tensor": ["parallel.tensor=2", "checkpoint.export_every=1"],
     "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline=2"],

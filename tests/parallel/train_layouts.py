@@ -9,7 +9,6 @@ on where it stopped. One named "... pass by pass" takes the way of CUDA graphs, 
 import sys
 from itertools import groupby
 from pathlib import Path
-
 from typing import Any
 
 import torch

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ SECTIONS = {
     "optimizer": {"decay_steps": STEPS},
     "checkpoint": {"every": 1000},
 }
+CELLS_A_JOB = 6
+"""Each layout leaves threads of gloo behind in its processes."""
 PROCESSES = sorted({layout.processes for layout in LAYOUTS.values()})
 FIRST_STEP = "train.steps=1"
 """A run of one step leaves a checkpoint with its gradients; then it goes on to the last."""
@@ -50,11 +53,8 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             for more in ([FIRST_STEP], []):
                 train_here(folder, one.one, *one.settings, *more)
         for processes in PROCESSES:
-            side_by_side = max(1, len(os.sched_getaffinity(0)) // (2 * processes))
-            of = list(cells(processes))
-            with ThreadPoolExecutor(side_by_side) as jobs:
-                parts = [of[i::side_by_side] for i in range(side_by_side) if of[i::side_by_side]]
-                list(jobs.map(partial(train_in_a_job, folder, processes), parts))
+            with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // processes)) as jobs:
+                list(jobs.map(partial(train_in_a_job, folder, processes), batched(cells(processes), CELLS_A_JOB)))
     return folder
 
 
@@ -63,6 +63,12 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     from megatron_sep.train.run import build_run
 
     train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
+
+
+def batched(of: Iterable[Cell], size: int) -> Iterator[list[Cell]]:
+    cells = iter(of)
+    while batch := list(islice(cells, size)):
+        yield batch
 
 
 def train_in_a_job(folder: Path, processes: int, of: Iterable[Cell]) -> None:

@@ -1,4 +1,4 @@
-"""Lets megatron-core run where torch has no CUDA; with adam.py the only place that patches anything.
+"""Lets megatron-core run where torch has no CUDA; with adam.py and seeds.py the only place that patches.
 
 megatron-core 0.16.1 names the device "cuda" in factory calls, asks tensors for their CUDA type name and keeps its
 random states on the GPU. `install` answers all three from the CPU. It changes the process for good and does nothing

@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,7 @@ def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
         ended = watch.named(error) or error
         raise ended from (None if ended is error else error)
     finally:
+        _let_go()
         if dist.is_initialized():
             dist.destroy_process_group()
         if torch.cuda.is_available():
@@ -110,10 +112,29 @@ def set_layout(config: ParallelConfig, seed: int = 0) -> Topology:
     return found
 
 
+def before_groups_go(let_go: Callable[[], None]) -> None:
+    """What has recorded messages in a CUDA graph is told to drop it in time: a group waits for its graphs for ever.
+
+    ``let_go`` is a method of an object, which this does not keep alive.
+    """
+    _recorded.append(WeakMethod(let_go))
+
+
+_recorded: list[WeakMethod[Callable[[], None]]] = []
+
+
+def _let_go() -> None:
+    while _recorded:
+        let_go = _recorded.pop()()
+        if let_go is not None:
+            let_go()
+
+
 def _leave_groups() -> None:
     """Those of the layout before, if there was one: megatron-core forgets them, and their threads would stay."""
     from megatron.core import parallel_state
 
+    _let_go()
     for group in parallel_state._global_process_group_list or ():
         if group is not None:
             dist.destroy_process_group(group)

@@ -1,6 +1,8 @@
 """Random states of dropout: a function of the run's seed, the step and this process's place, so that none is saved."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -23,6 +25,19 @@ def seed_dropout(topology: Topology, seed: int, step: int) -> None:
     torch.manual_seed(shared)
     tracker.add(random._DATA_PARALLEL_RNG_TRACKER_NAME, shared)
     tracker.add(random._MODEL_PARALLEL_RNG_TRACKER_NAME, own)
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Where there is no dropout: megatron-core changes no random state inside, which a CUDA graph could not repeat."""
+    from megatron.core.tensor_parallel import random
+
+    tracker = random.get_cuda_rng_tracker()
+    tracker.fork = lambda name="": nullcontext()  # noqa: ARG005
+    try:
+        yield
+    finally:
+        del tracker.fork
 
 
 def derived_seed(*numbers: int) -> int:

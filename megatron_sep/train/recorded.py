@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megatron_sep.parallel.groups import before_groups_go
+from megatron_sep.parallel.seeds import nothing_drawn
 from megatron_sep.train.microbatch import Microbatch
 
 _EAGER = 2
@@ -46,6 +48,7 @@ class Recorder:
         self._passes: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
         self._said: set[str] = set()
+        before_groups_go(self.forget)
 
     def run(self, name: str, compute: Pass, batch: Microbatch, *values: Hashable) -> Tensor:
         """``compute(batch)``, a scalar; ``name`` and ``values`` tell apart what differs beside the micro-batch."""
@@ -57,6 +60,10 @@ class Recorder:
             self._record(name, kind, compute, batch)
         return self._recordings[kind].replay(batch)
 
+    def forget(self) -> None:
+        """Drop all recordings."""
+        self._recordings.clear()
+
     def _record(self, name: str, kind: Hashable, compute: Pass, batch: Microbatch) -> None:
         while len(self._recordings) >= _KEPT:
             self._recordings.pop(next(iter(self._recordings)))
@@ -64,8 +71,13 @@ class Recorder:
         static = replace(batch, rows_BT1=batch.rows_BT1.clone(), weights_BT1=weights)
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):  # others read ahead
-            out = compute(static)
+        others_go_on = "thread_local"  # one reads ahead
+        try:
+            with nothing_drawn(), torch.cuda.graph(graph, self._pool, stream, capture_error_mode=others_go_on):
+                out = compute(static)
+        except BaseException:
+            graph.reset()  # or the process groups would wait for it
+            raise
         self._recordings[kind] = _Recording(graph, static, out)
         if name not in self._said:
             self._said.add(name)

@@ -44,17 +44,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
-    """A directory with every run of the matrix and those of one process; made once for the module."""
+def runs(request: pytest.FixtureRequest, folder: Path, tiny: Callable[..., RunConfig]) -> Path:
+    """A directory with the runs of all cells that are asked for, and of one process; made once for the module."""
     if not (folder / "run.yaml").exists():
         (folder / "run.yaml").write_text(to_yaml(tiny(**SECTIONS)))
         for attention in ATTENTIONS:
             one = Cell("data 2", attention, "kept")
             for more in ([FIRST_STEP], []):
                 train_here(folder, one.one, *one.settings, *more)
+        asked = {item.callspec.params["cell"] for item in request.session.items if item.module is request.module}
         for processes in PROCESSES:
+            of = [cell for cell in cells(processes) if cell in asked]
             with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // processes)) as jobs:
-                list(jobs.map(partial(train_in_a_job, folder, processes), batched(cells(processes), CELLS_A_JOB)))
+                list(jobs.map(partial(train_in_a_job, folder, processes), batched(of, CELLS_A_JOB)))
     return folder
 
 

@@ -52,13 +52,13 @@ class Verbs(TyperGroup):
             raise typer.Exit(130) from None
         if not failure.of_the_job or os.environ.get("RANK", "0") == "0":
             typer.echo(f"{failure.begins}{failure}", err=True)
-        _end_if_writing(failure.exit_code)
+        _end_though_busy(failure.exit_code)
         raise typer.Exit(failure.exit_code)
 
 
-def _end_if_writing(code: int) -> None:
-    """A thread inside torch, as one that writes a checkpoint, does not outlive an interpreter that ends in order."""
-    if any(thread.name == "checkpoint" for thread in threading.enumerate()):
+def _end_though_busy(code: int) -> None:
+    """A thread inside torch, which writes or waits, does not outlive an interpreter that ends in order."""
+    if any(thread.name in ("checkpoint", "store") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -131,7 +131,8 @@ def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
     from megatron_sep.parallel.groups import process_groups
     from megatron_sep.train.signals import heard_signals
 
-    with heard_signals() as signals, process_groups(run_config.parallel, run_config.train.seed) as topology:
+    parallel, seed, job = run_config.parallel, run_config.train.seed, str(run_config.dir)
+    with heard_signals() as signals, process_groups(parallel, seed, job) as topology:
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
         from megatron_sep.train.run_lock import run_lock

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.cases import full_run
+from support.ports import free_port
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.train.written import read_jsonl
@@ -64,12 +64,6 @@ def ended(*jobs: subprocess.Popen[str]) -> list[int]:
     return [job.returncode for job in jobs]
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return str(found.getsockname()[1])
-
-
 def losses(config: str) -> list[float]:
     """Of a run of two ranks, which is done."""
     run = Path(config).with_suffix("")
@@ -97,7 +91,7 @@ def test_two_nodes_train_one_run(short: Callable[..., str], tmp_path: Path) -> N
         pytest.skip("needs the extra deepspeed; pip install megatron_sep[deepspeed]")
     zero, hosts = short("zero"), tmp_path / "hosts"
     hosts.write_text("\nlocalhost slots=1\n127.0.0.1 slots=1\n")
-    where = {"HOSTFILE": str(hosts), "PORT": free_port()}
+    where = {"HOSTFILE": str(hosts), "PORT": str(free_port())}
     nodes = [start("train_deepspeed.sh", zero, "parallel.zero_stage=2", NODE_RANK=rank, **where) for rank in "01"]
     assert ended(*nodes) == [0, 0]
     assert losses(zero) == pytest.approx(found, rel=1e-5)
@@ -108,7 +102,7 @@ def test_two_processes_of_one_node_train_one_run(short: Callable[..., str]) -> N
     """torchrun alone, and two nodes that meet without SLURM: jobs of two ranks with the same losses."""
     alone, met = short("alone"), short("met")
     assert ended(start("train_torchrun.sh", alone, GPUS="2")) == [0]
-    meeting = {"NNODES": "2", "GPUS": "1", "HEAD": "localhost", "PORT": free_port(), "JOB": "test"}
+    meeting = {"NNODES": "2", "GPUS": "1", "HEAD": "localhost", "PORT": str(free_port()), "JOB": "test"}
     assert ended(*(start("train_torchrun.sh", met, **meeting) for _ in range(2))) == [0, 0]
     assert losses(met) == losses(alone)
 
@@ -119,8 +113,8 @@ def test_deepspeed_starts_the_processes_of_this_machine(short: Callable[..., str
     """By a number, and by a hostfile of this machine alone: the same losses."""
     number, file = short("number"), short("file")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    assert ended(start("train_deepspeed.sh", number, GPUS="2", PORT=free_port())) == [0]
-    assert ended(start("train_deepspeed.sh", file, HOSTFILE=str(tmp_path / "hosts"), PORT=free_port())) == [0]
+    assert ended(start("train_deepspeed.sh", number, GPUS="2", PORT=str(free_port()))) == [0]
+    assert ended(start("train_deepspeed.sh", file, HOSTFILE=str(tmp_path / "hosts"), PORT=str(free_port()))) == [0]
     assert losses(file) == losses(number)
 
 

@@ -18,8 +18,9 @@ from megatron_sep.parallel import cpu
 from megatron_sep.parallel.device import current_device
 from megatron_sep.parallel.flags import Flags
 from megatron_sep.parallel.seeds import seed_dropout
+from megatron_sep.parallel.store import store_of
 from megatron_sep.parallel.topology import Axis, Topology
-from megatron_sep.parallel.watch import Watch, store_of
+from megatron_sep.parallel.watch import Watch
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
@@ -38,13 +39,13 @@ class ParallelError(UserError):
 
 
 @contextmanager
-def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
+def process_groups(config: ParallelConfig, seed: int = 0, job: str = "") -> Iterator[Topology]:
     """Join the job and build megatron-core's groups: this process's place in it; leave on exit.
 
-    Without torchrun or SLURM it is a job of one process. gloo on CPU, nccl on GPU. Raises ParallelError, and PeerError
-    where another process of the job is lost, whatever this one was doing.
+    Without torchrun or SLURM it is a job of one process. gloo on CPU, nccl on GPU. ``job`` is as in ``join_job``.
+    Raises ParallelError, and PeerError where another process of the job is lost, whatever this one was doing.
     """
-    watch = join_job(config.timeout_minutes)
+    watch = join_job(config.timeout_minutes, job)
     ended: BaseException | None = None
     try:
         yield set_layout(config, seed)
@@ -61,8 +62,11 @@ def process_groups(config: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
         watch.leave(ended)
 
 
-def join_job(timeout_minutes: float) -> Watch:
-    """Initialise torch.distributed from the environment, pick this process's GPU and begin to watch the others."""
+def join_job(timeout_minutes: float, job: str = "") -> Watch:
+    """Initialise torch.distributed from the environment, pick this process's GPU and begin to watch the others.
+
+    ``job``: what tells it from others that might meet at the same port, the same on all of its processes.
+    """
     for name, slurm in _SLURM.items():
         if name not in os.environ and slurm in os.environ:
             os.environ[name] = os.environ[slurm]
@@ -76,11 +80,11 @@ def join_job(timeout_minutes: float) -> Watch:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     rank, ranks = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "RANK" in os.environ else (0, 1)
-    store = HashStore() if ranks == 1 else store_of(os.environ, rank, ranks, timeout)
+    store = HashStore() if ranks == 1 else store_of(os.environ, rank, ranks, timeout, job)
     watch = Watch(rank, ranks, timeout)
-    if ranks > 1:
-        watch.join(store)
     try:
+        if ranks > 1:
+            watch.join(store)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=ranks)
     except Exception as error:
         raise watch.named(error) or error from None

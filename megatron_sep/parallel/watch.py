@@ -11,15 +11,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 
 from megatron_sep.errors import EndedError, RunFailure, SepError
 
@@ -95,9 +94,13 @@ class Watch:
 
     def join(self, store: Store) -> None:
         """Meet the other processes in the store, and begin to watch. Raises PeerError, naming who has not come."""
-        self._store = store
-        own = Process.this(self.rank)
-        store.set(_process(self.rank), json.dumps(asdict(own)))
+        self._store, own = store, json.dumps(asdict(self._own()))
+        there = store.compare_set(_process(self.rank), "", own).decode()
+        if there != own:
+            raise PeerError(
+                f"{self._own()}: {Process(**json.loads(there))} is in this job already; two jobs meet at one "
+                "MASTER_ADDR and MASTER_PORT: set another MASTER_PORT for one of them"
+            )
         names = [_process(rank) for rank in range(self.ranks)]
         self._begin(self._beat)
         self._wait_for_all(store, names)
@@ -263,27 +266,3 @@ def _is_of_a_peer(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection closed"))
-
-
-def store_of(environment: Mapping[str, str], rank: int, ranks: int, timeout: timedelta) -> Any:
-    """The job's store, as torchrun keeps it, or the first process for all. Raises PeerError where it is not there."""
-    address, port = environment.get("MASTER_ADDR", "127.0.0.1"), int(environment.get("MASTER_PORT", "29500"))
-    launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    keeper = "the launcher" if launcher else "rank 0"
-    try:
-        store = TCPStore(
-            address,
-            port,
-            ranks,
-            is_master=rank == 0 and not launcher,
-            timeout=timeout,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-    except dist.DistError as error:
-        first_line = str(error).splitlines()[0]
-        raise PeerError(
-            f"rank {rank} of {ranks}: no answer from {address}:{port}, where {keeper} "
-            f"keeps the job's store ({first_line}); see that it runs, and that MASTER_ADDR and MASTER_PORT are right"
-        ) from error
-    return PrefixStore(f"attempt_{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

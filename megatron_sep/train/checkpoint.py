@@ -8,8 +8,8 @@ from pathlib import Path
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_sep.errors import RunFailure
+from megatron_sep.parallel.background import in_background
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.background import in_background
 from megatron_sep.train.engine import Engine, Writing
 from megatron_sep.weights.sealed import (
     Description,

@@ -8,8 +8,8 @@ from pathlib import Path
 from megatron_sep.config.schema import RunConfig
 from megatron_sep.errors import UserError
 from megatron_sep.files import remove
+from megatron_sep.parallel.background import in_background
 from megatron_sep.parallel.topology import Topology
-from megatron_sep.train.background import in_background
 from megatron_sep.train.history import History
 from megatron_sep.weights.hugging_face import make_config
 from megatron_sep.weights.rope_scaling import HuggingFaceError

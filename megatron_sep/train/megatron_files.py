@@ -10,8 +10,8 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+from megatron_sep.parallel.background import in_background
 from megatron_sep.parallel.results import results_into
-from megatron_sep.train.background import in_background
 
 Bucket = tuple[Any, str, tuple[list[Any], list[Any]]]
 """megatron-core's name for what goes into one file: its path, its name, and its bytes and tensors with their places."""

@@ -1,8 +1,9 @@
 """Jobs of several processes."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
+
+from support.ports import free_port
 
 from faults.verbs import Verb
 from faults.world import World
@@ -14,17 +15,11 @@ def start_ranks(
     """The processes of a job, as torchrun would start them."""
     if count == 1:
         return [world.start(run, *settings, before=before)]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     return [
         world.start(run, *settings, before=before, env={**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def train_pair(world: World) -> None:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_sep.errors import SepError
-from megatron_sep.parallel.watch import Watch, store_of
+from megatron_sep.parallel.store import store_of
+from megatron_sep.parallel.watch import Watch
 
 
 def main() -> None:

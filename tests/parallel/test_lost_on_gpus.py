@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.ports import free_port
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.train.written import read_jsonl
@@ -46,10 +46,7 @@ TRIALS = {
 
 def launch(config: Path, run: Path) -> list[subprocess.Popen[str]]:
     """Both processes of a job, without a launcher that would end the other one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     run.mkdir(exist_ok=True)
     return [

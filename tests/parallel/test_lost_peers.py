@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.ports import free_port
 
 MINUTES = 0.25
 """After which a process that gives no sign is lost: 15 seconds, on a machine that others use too."""
@@ -57,12 +57,9 @@ class Job:
 
 def start(ranks: int, size: int = 0, fail: int = -1, backend: str = "gloo") -> Job:
     """``ranks`` processes of a job of ``size``; rank ``fail`` raises an error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size or ranks),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),

@@ -3,7 +3,7 @@
 #
 #   ./scripts/faults.sh                 some 200 trials; docs/reliability.md gets their table where no full run stands there
 #   ./scripts/faults.sh --full          all trials, some 2,000; docs/reliability.md gets their table
-#   ./scripts/faults.sh --only F1,F4    these faults alone, and no table
+#   ./scripts/faults.sh --only F1,F4    these faults alone, and no table; with --full, their rows of a full run anew
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh dev

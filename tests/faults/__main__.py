@@ -16,12 +16,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults, or single trials of them, as F1,F4-10")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores + 1, help="trials at a time; some wait for a time-out")
-    parser.add_argument("--page", type=Path, help="put the table into this page, unless --only is given")
+    parser.add_argument("--page", type=Path, help="put the table into this page; with --only, rows of a full run")
     parser.add_argument("--dry", action="store_true", help="leave the page as it is")
     parser.add_argument("--folder", type=Path, help="keep what failed there; default: a temporary folder")
     asked = parser.parse_args()
     began = time.monotonic()
-    from faults.page import update
+    from faults.page import update, update_rows
     from faults.processes import train_pair
     from faults.report import import_everything, record, said
     from faults.server import run_trials
@@ -49,8 +49,9 @@ def main() -> int:
             print(f"  its files: {folder}/{result.fault}-{result.number}", flush=True)
     found = record(chosen, results, asked.full, imported, time.monotonic() - began)
     print(said(found))
-    if asked.page and not asked.only and not asked.dry:
-        print(update(asked.page, asdict(found)))
+    whole_classes = not any("-" in name for name in only)
+    if asked.page and not asked.dry and whole_classes and (asked.full or not asked.only):
+        print((update_rows if asked.only else update)(asked.page, asdict(found)))
     return 0 if all(result.survived for result in results) else 1
 
 

@@ -28,6 +28,25 @@ def update(page: Path, record: dict[str, Any]) -> str:
     return f"wrote {page} and {result}"
 
 
+def update_rows(page: Path, record: dict[str, Any]) -> str:
+    """Put a full run of some faults in the place of their rows, and say under the table when and where it was.
+
+    Raises PageError where no full run of all stands there.
+    """
+    result = page.with_suffix(".json")
+    whole = json.loads(result.read_text()) if result.is_file() else {}
+    if not record["full"] or not whole.get("full"):
+        raise PageError(f"{page}: rows are replaced in the table of a full run, by those of another; pass --full")
+    again = {row["name"]: row for row in record["rows"]}
+    earlier = [
+        {**run, "faults": [name for name in run["faults"] if name not in again]} for run in whole.get("again", [])
+    ]
+    about = {key: record[key] for key in ("date", "machine", "seconds", "processor_seconds")}
+    rows = [again.get(row["name"], row) for row in whole["rows"]]
+    runs = [run for run in earlier if run["faults"]] + [{"faults": list(again), **about}]
+    return update(page, {**whole, "rows": rows, "again": runs})
+
+
 def table(record: dict[str, Any]) -> str:
     """Markdown of a result: a row a fault, and what the run was."""
     rows = record["rows"]
@@ -40,11 +59,16 @@ def table(record: dict[str, Any]) -> str:
         for row in rows
     ]
     kind = "--full" if record["full"] else "without --full"
-    run = (
+    whole = (
         f"{record['date']}, `./scripts/faults.sh` {kind}, {record['machine']}: {trials} trials, {survived} survived, "
         f"{wrong} wrong; {record['seconds']} s, {record['processor_seconds']} s of processors."
     )
-    return "\n".join([*head, *body, "", run])
+    again = [
+        f"\n{', '.join(run['faults'])} again on {run['date']}, `./scripts/faults.sh` --full --only "
+        f"{','.join(run['faults'])}, {run['machine']}; {run['seconds']} s, {run['processor_seconds']} s of processors."
+        for run in record.get("again", ())
+    ]
+    return "\n".join([*head, *body, "", whole, *again])
 
 
 def _seconds(value: float | None) -> str:

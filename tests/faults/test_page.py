@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.page import PageError, table, update
+from faults.page import PageError, table, update, update_rows
 from faults.table import FAULTS
 
 ROOT = Path(__file__).parents[2]
@@ -58,3 +58,22 @@ def test_a_full_runs_table_is_not_replaced_by_a_smaller_one(tmp_path: Path) -> N
     page.write_text("nothing")
     with pytest.raises(PageError, match="has no lines"):
         update(page, record | {"full": True})
+
+
+def test_a_fault_that_is_run_again_has_a_new_row(tmp_path: Path) -> None:
+    """The other rows stay, the sums follow, and the page says which rows are of which run; only a full run's."""
+    page, about = tmp_path / "page.md", {"date": "2026-11-26", "machine": "m", "seconds": 2, "processor_seconds": 1}
+    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    row = {"what": "a", "how": "b", "expected": "c", "trials": 4, "survived": 3, "wrong": 0, "detect": None}
+    rows = [row | {"name": name, "recover": None} for name in ("F1", "F2")]
+    with pytest.raises(PageError, match="pass --full"):
+        update_rows(page, about | {"full": False, "rows": rows})
+    update(page, about | {"full": True, "rows": rows})
+    for machine in ("n", "k"):
+        update_rows(page, about | {"full": True, "machine": machine, "rows": [rows[1] | {"survived": 4}]})
+    written = page.read_text(encoding="utf-8")
+    assert "| F1 | a | b | c | 4 | 3 | 0 |" in written
+    assert "| F2 | a | b | c | 4 | 4 | 0 |" in written
+    assert "8 trials, 7 survived" in written
+    assert "F2 again on 2026-11-26, `./scripts/faults.sh` --full --only F2, k" in written
+    assert "--only F2, n" not in written

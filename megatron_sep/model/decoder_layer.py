@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn.functional import dropout
@@ -167,12 +168,15 @@ def decoder_block(
             "adjusting": adjusting,
         },
     )
-    attention, mlp = parts.self_attention, parts.mlp.submodules
+    attention = parts.self_attention
     attention.module = SelfAttention
     attention.params |= {"split_rotated": operations.split_rotated, "growth": growth}
     attention.submodules.linear_qkv = ModuleSpec(module=ColumnLinear, params={"biases": biases})
     attention.submodules.linear_proj = ModuleSpec(module=RowLinear, params={"biases": biases})
-    mlp.linear_fc1 = ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases})
-    mlp.linear_fc2 = ModuleSpec(module=RowLinear, params={"biases": mlp_biases})
+    products = MLPSubmodules(
+        linear_fc1=ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases}),
+        linear_fc2=ModuleSpec(module=RowLinear, params={"biases": mlp_biases}),
+    )
+    parts.mlp = ModuleSpec(module=MLP, submodules=products)
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

@@ -85,6 +85,7 @@ def install() -> None:
         return
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda device=None: None  # noqa: ARG005
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value]  # noqa: ARG005
     mode = CudaMeansCpu()
     mode.__enter__()  # type: ignore[no-untyped-call]
     _installed.append(mode)

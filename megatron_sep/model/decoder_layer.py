@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn.functional import dropout
@@ -23,6 +23,7 @@ from megatron_sep.model.core_attention import SepCoreAttention
 from megatron_sep.model.operations import Operations
 from megatron_sep.model.positions import Told
 from megatron_sep.model.recompute import recomputed
+from megatron_sep.parallel.core_versions import mlp_spec
 
 Plan: TypeAlias = MaskPlan | ContextPlan
 _COMPILATIONS = 64
@@ -177,6 +178,6 @@ def decoder_block(
         linear_fc1=ModuleSpec(module=ColumnLinear, params={"biases": mlp_biases}),
         linear_fc2=ModuleSpec(module=RowLinear, params={"biases": mlp_biases}),
     )
-    parts.mlp = ModuleSpec(module=MLP, submodules=products)
+    parts.mlp = mlp_spec(products)
     parts.sharded_state_dict_keys_map = {}
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import HashStore
 from megatron_sep.config.layout import job_mistakes
 from megatron_sep.config.schema import ParallelConfig
 from megatron_sep.errors import UserError
-from megatron_sep.parallel import cpu
+from megatron_sep.parallel import core_versions, cpu
 from megatron_sep.parallel.device import current_device
 from megatron_sep.parallel.flags import Flags
 from megatron_sep.parallel.seeds import seed_dropout
@@ -72,6 +72,7 @@ def join_job(timeout_minutes: float, job: str = "") -> Watch:
             os.environ[name] = os.environ[slurm]
     for about in _NOISE:
         warnings.filterwarnings("ignore", message=about)
+    core_versions.quieten()
     cpu.install()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -24,6 +24,7 @@ from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.adam import adam_of
+from megatron_sep.parallel.core_versions import gradients_of_norm
 from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.beside_backward import Accumulate, begin_reductions
@@ -201,7 +202,7 @@ class MegatronEngine(Engine):
         megatron-core's own, where it finds neither Transformer Engine nor apex, waits for the device once for each
         parameter.
         """
-        gradients = self._optimizer.get_main_grads_for_grad_norm()
+        gradients = gradients_of_norm(self._optimizer)
         square = get_total_norm(gradients).to(self._topology.device).square()
         dist.all_reduce(square, group=self._optimizer.get_grad_stats_parallel_group())
         return square.sqrt()

@@ -2,12 +2,14 @@
 
 import logging
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 
 _UNHEARD = {
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
     "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
 }
 """Loggers, and how the warnings of theirs begin that say nothing to a user."""
@@ -58,6 +60,13 @@ def gradients_of_norm(optimizer: Any) -> list[Tensor]:
     named = getattr(optimizer, "get_grads_for_grad_norm", None) or optimizer.get_main_grads_for_grad_norm
     found: list[Tensor] = named()
     return found
+
+
+def own_writer() -> dict[str, str]:
+    """What tells ``dist_checkpointing.save`` to write with megatron-core's writer; 0.19 else wants NVIDIA's package."""
+    from megatron.core.dist_checkpointing import save
+
+    return {"async_strategy": "mcore"} if "async_strategy" in signature(save).parameters else {}
 
 
 def quieten() -> None:

@@ -11,6 +11,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_sep.parallel.background import in_background
+from megatron_sep.parallel.core_versions import own_writer
 from megatron_sep.parallel.results import results_into
 
 Bucket = tuple[Any, str, tuple[list[Any], list[Any]]]
@@ -28,7 +29,7 @@ class MegatronWriting:
         self._folder, self._rank = folder, rank
         results: Results = queue.SimpleQueue()
         with results_into(results):
-            request = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+            request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, **own_writer())
         self._finalize = tuple(request.finalize_fns)
         write = _copied(request, results) if request.async_fn else lambda: None  # nothing of it is this rank's
         self._written: Future[None] = in_background(write, "checkpoint")

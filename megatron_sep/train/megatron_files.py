@@ -1,5 +1,6 @@
 """megatron-core's checkpoints, written by a thread of this process while training goes on."""
 
+import os
 import queue
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +8,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_sep.parallel.background import in_background
@@ -20,6 +24,9 @@ Results = queue.SimpleQueue[Any]
 _RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
 """What torch's distributed checkpoint calls the files of a rank."""
 
+PLAIN = "common.pt"
+"""The file of what is no tensor."""
+
 
 class MegatronWriting:
     """A save that has begun: what is written is a copy on the host, taken before this returns."""
@@ -28,8 +35,11 @@ class MegatronWriting:
         """Every rank of the job at once; ``state``: megatron-core's sharded state dict."""
         self._folder, self._rank = folder, rank
         results: Results = queue.SimpleQueue()
+        plain = extract_matching_values(state, lambda value: isinstance(value, ShardedBase))[1]
         with results_into(results):
             request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, **own_writer())
+        if rank == 0:
+            _write_plain(plain, folder / PLAIN)
         self._finalize = tuple(request.finalize_fns)
         write = _copied(request, results) if request.async_fn else lambda: None  # nothing of it is this rank's
         self._written: Future[None] = in_background(write, "checkpoint")
@@ -49,6 +59,15 @@ class MegatronWriting:
         """A rank's own tensors are its own; what there is once for the job is the first rank's."""
         found = _RANK_FILE.fullmatch(path.name)
         return int(found[1] if found else 0) == self._rank
+
+
+def _write_plain(values: dict[str, Any], path: Path) -> None:
+    """What is no tensor, where every version looks for it first; newer ones write it among the tensors alone."""
+    if not path.exists():
+        with path.open("xb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _copied(request: Any, results: Results) -> Callable[[], None]:

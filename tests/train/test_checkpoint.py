@@ -62,7 +62,7 @@ def test_half_written_directories_are_ignored_and_cleaned_up(trained: Run) -> No
     """A save that was killed leaves a .partial directory: never found, and gone after the next save."""
     leftover = trained.checkpoints.dir / "step-00000099.partial"
     leftover.mkdir()
-    (leftover / "metadata.json").write_bytes(b"half")
+    (leftover / "common.pt").write_bytes(b"half")
     assert trained.checkpoints.newest() == finished_checkpoints(trained.checkpoints.dir)[-1]
     trained.save()
     assert not leftover.exists()
@@ -129,7 +129,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(
 
     before = (trained.config.dir / "metrics.jsonl").read_bytes()
     for path in finished_checkpoints(trained.checkpoints.dir):
-        flip_a_bit(path / "metadata.json")
+        flip_a_bit(path / "common.pt")
     with pytest.raises(
         CheckpointError, match=r"none of its 2 checkpoint\(s\) is whole.*give another dir, or move them"
     ):

@@ -241,6 +241,9 @@ class MegatronEngine(Engine):
         self._load_weights(state["model"])
         settings = dict(state["optimizer"])
         moments = settings.pop("param_state")
+        rates = {key: self._optimizer.param_groups[0].get(key) for key in ("max_lr", "min_lr")}
+        for group in settings["optimizer"]["param_groups"]:  # megatron-core knows groups by rates, which may change
+            group.update({key: rate for key, rate in rates.items() if key in group})
         with adam_of(self._adamw.library, self._adamw.kind):
             self._optimizer.load_state_dict(settings)
         for group in self._optimizer.param_groups:  # now those of the run that wrote them

@@ -560,6 +560,26 @@ def runs(
 
 
 @app.command()
+def watch(
+    runs: Annotated[
+        list[Path], typer.Argument(help="dirs of runs, or folders that have them, now or later", show_default=False)
+    ],
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="of the page; 8700, or any free one, by default", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen at; the default is reached from here alone")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Show a page that follows runs while they train: losses, rates, attention, faults; zoom, smooth, export."""
+    from megatron_sep.report.watch import watch as serve
+
+    for line in serve(runs, host, port):
+        typer.echo(line)
+
+
+@app.command()
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs, as dir in their YAML", show_default=False)],
     out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("loss.png"),

@@ -59,9 +59,22 @@ def list_runs(folder: Path) -> list[RunState]:
     """All runs in a folder and below it, by name. Raises RunsError."""
     if not folder.is_dir():
         raise RunsError(f"{folder}: no such directory; name one that has runs in it, as dir in their YAML")
-    found = [_read(run, folder) for run in sorted(_run_dirs(folder, _DEPTH))]
+    found = [
+        state_of(name, run, read_history(run), read_jsonl(run / METRICS), settings_of(run))
+        for name, run in find_runs([folder]).items()
+    ]
     if not found:
         raise RunsError(f"{folder}: has no run in it or below it; runs write {HISTORY} where dir in their YAML says")
+    return found
+
+
+def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
+    """The dirs of all runs in some folders and below them, by a name that tells them apart."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for run in sorted(_run_dirs(folder, _DEPTH)):
+            name = run.name if run == folder else str(run.relative_to(folder))
+            found[name if found.get(name, run) == run else str(run)] = run
     return found
 
 
@@ -74,9 +87,14 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _run_dirs(below, depth - 1)
 
 
-def _read(run: Path, folder: Path) -> RunState:
-    history, metrics = read_history(run), read_jsonl(run / METRICS)
-    settings = _settings(run)
+def state_of(
+    name: str,
+    run: Path,
+    history: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, float]],
+    settings: Mapping[str, Any],
+) -> RunState:
+    """What the lines of a run's files say of it."""
     steps = settings.get("train.steps")
     last = metrics[-1] if metrics else {}
     ends = [line for line in history if line["event"] in (*_ENDS, "start", "resume")]
@@ -84,7 +102,7 @@ def _read(run: Path, folder: Path) -> RunState:
     step = max(_count(line.get("step")) for line in (last, *ends[-1:]))
     left = _newest(metrics, "speed/seconds_left")
     return RunState(
-        name=run.name if run == folder else str(run.relative_to(folder)),
+        name=name,
         state=state,
         step=step,
         steps=steps if isinstance(steps, int) else None,
@@ -144,7 +162,7 @@ def _lives(owner: Mapping[str, Any], last_time: float) -> bool:
     return True
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def settings_of(run: Path) -> dict[str, Any]:
     """Those of RUN/config.yaml, or of the newest checkpoint of a run that is older than that file."""
     with suppress(UserError):
         return dict(leaves(read_tree(run / SETTINGS)))

@@ -38,8 +38,13 @@ def consumed_before(run_dir: Path, step: int, batch: int) -> int:
 
 def read_jsonl(path: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl; one that is none, as a kill leaves the last one, is left out."""
+    return metrics_lines(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
+
+
+def metrics_lines(text: str) -> list[dict[str, float]]:
+    """The same of a part of such a file."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in text.splitlines():
         with suppress(ValueError):
             values = parse_json(line)
             if isinstance(values, dict) and "step" in values and all(map(_is_number, values.values())):

@@ -1,0 +1,63 @@
+"""What a run is looked at by, on the page of `watch` and in the files of `plot`: each figure stands here once."""
+
+from dataclasses import dataclass
+
+AXES = {
+    "step": "step",
+    "tokens": "tokens",
+    "seconds": "seconds of training",
+    "flops": "floating-point operations",
+}
+"""What figures are drawn against, with their names on the axis."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Some metrics of a run on one pair of axes."""
+
+    name: str
+    title: str
+    unit: str
+    metrics: dict[str, str]
+    """Their names in metrics.jsonl, and what they are called in the figure."""
+    factor: float = 1.0
+    """From the logged number to the shown one."""
+    settles: bool = False
+    """Falls steeply at first: the axis is that of what comes after the first tenth, so that small differences show."""
+    log: bool = False
+
+
+FIGURES = (
+    Figure("loss", "Loss", "nats per token", {"train/loss": "training", "valid/loss": "validation"}, settles=True),
+    Figure("lr", "Learning rate", "", {"train/lr": ""}),
+    Figure("grad_norm", "Gradient norm", "before clipping", {"train/grad_norm": ""}, settles=True, log=True),
+    Figure("tokens", "Tokens per second", "tokens/s", {"speed/tokens_per_second": ""}),
+    Figure("mfu", "MFU", "% of the peak", {"speed/mfu": ""}, factor=100),
+    Figure("visible", "Visible pairs", "% of the causal map", {"attention/visible": ""}, factor=100),
+    Figure("separators", "Separator density", "% of the tokens", {"attention/separator_density": ""}, factor=100),
+    Figure(
+        "mass",
+        "Attention mass",
+        "% of the attention",
+        {
+            "attention/mass_sinks": "sinks",
+            "attention/mass_separators": "separators",
+            "attention/mass_window": "window",
+            "attention/mass_others": "others",
+        },
+        factor=100,
+    ),
+)
+METRICS = tuple(name for figure in FIGURES for name in figure.metrics)
+
+
+def smoothed(values: list[float], reach: int) -> list[float]:
+    """The mean of each value and up to ``reach`` on either side of it, as many on both; ``page/series.js`` too."""
+    sums, last = [0.0], len(values) - 1
+    for value in values:
+        sums.append(sums[-1] + value)
+    found = []
+    for i in range(len(values)):
+        near = min(reach, i, last - i)
+        found.append((sums[i + near + 1] - sums[i - near]) / (2 * near + 1))
+    return found

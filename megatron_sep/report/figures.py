@@ -1,4 +1,4 @@
-"""What a run is looked at by, on the page of `watch` and in the files of `plot`: each figure stands here once."""
+"""What a run is looked at by on the page of `watch`: its figures, and what they are drawn against."""
 
 from dataclasses import dataclass
 
@@ -35,29 +35,5 @@ FIGURES = (
     Figure("mfu", "MFU", "% of the peak", {"speed/mfu": ""}, factor=100),
     Figure("visible", "Visible pairs", "% of the causal map", {"attention/visible": ""}, factor=100),
     Figure("separators", "Separator density", "% of the tokens", {"attention/separator_density": ""}, factor=100),
-    Figure(
-        "mass",
-        "Attention mass",
-        "% of the attention",
-        {
-            "attention/mass_sinks": "sinks",
-            "attention/mass_separators": "separators",
-            "attention/mass_window": "window",
-            "attention/mass_others": "others",
-        },
-        factor=100,
-    ),
 )
 METRICS = tuple(name for figure in FIGURES for name in figure.metrics)
-
-
-def smoothed(values: list[float], reach: int) -> list[float]:
-    """The mean of each value and up to ``reach`` on either side of it, as many on both; ``page/series.js`` too."""
-    sums, last = [0.0], len(values) - 1
-    for value in values:
-        sums.append(sums[-1] + value)
-    found = []
-    for i in range(len(values)):
-        near = min(reach, i, last - i)
-        found.append((sums[i + near + 1] - sums[i - near]) / (2 * near + 1))
-    return found

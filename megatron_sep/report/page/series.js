@@ -5,7 +5,7 @@ export function curve(run, axis, metric, factor) {
   return [rows.map((row) => row[axis]), rows.map((row) => row[metric] * factor)];
 }
 
-// The mean of each value and up to `reach` on either side of it; figures.py says the same.
+// The mean of each value and up to `reach` on either side of it, as many on both.
 export function smoothed(values, reach) {
   const sums = [0];
   for (const value of values) sums.push(sums[sums.length - 1] + value);

@@ -30,9 +30,10 @@ from megatron_sep.data.open_data import open_samples
 from megatron_sep.data.samples import Samples
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
 from megatron_sep.data.tokenizer import cut_after_newlines
-from megatron_sep.prepare.dedup import near_duplicates, signatures
+from megatron_sep.prepare.dedup import read_band, resolve, shared, signatures, write_bands
 from megatron_sep.prepare.prepare import prepare
 from megatron_sep.prepare.readings import expand
+from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.shingles import runs
 from megatron_sep.prepare.text import Limits, read_documents
 
@@ -169,11 +170,27 @@ def dedup(corpus: str, tokenizer: str, words: str = "3", permutations: str = "51
     start = time.perf_counter()
     shingles = [runs(text, int(words)) for text in documents]
     signature = signatures(shingles, int(permutations))
-    original = near_duplicates(signature, np.ones(len(documents), bool), 0.87, 8)
+    original = originals(signature)
     alone = time.perf_counter() - start
     total = sum(len(text.encode()) for text in documents) / 1e6
     print(f"near-duplicates alone, one process: {alone:.1f} s, {total / alone:.1f} MB/s")
     compare([np.unique(hashes) for hashes in shingles], original)
+
+
+def originals(signature: Any) -> Any:
+    """For each document the kept one before it that it repeats, or -1, in one process."""
+    bands, found = signature.shape[1] // 8, np.full(len(signature), -1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        signature.tofile(folder / "signatures")
+        write_bands(signature, 8, folder / "bands")
+        for band in range(bands):
+            keys = np.concatenate(list(read_band(folder / "bands", bands, band)))
+            shared(keys, np.arange(len(keys), dtype=np.uint32)).tofile(folder / f"shared-{band:03d}")
+        rows = JoinedRows([folder / "signatures"], np.uint8, signature.shape[1])
+        for document, original in resolve(sorted(folder.glob("shared-*")), rows, 0.87, 1 << 30):
+            found[document] = original
+    return found
 
 
 def compare(sets: list[Any], original: Any) -> None:

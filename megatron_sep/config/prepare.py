@@ -80,3 +80,5 @@ class PrepareConfig(Section):
     seed: Seed = 1234
     workers: PositiveInt | None = None
     """Processes; null: one a core. The result does not depend on it."""
+    memory: Annotated[int, Field(ge=1)] = 2048
+    """MiB for the search for duplicates, besides 2 bytes a document. The result does not depend on it."""

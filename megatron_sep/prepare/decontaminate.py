@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_sep.files import written_aside
 from megatron_sep.prepare.shingles import Hashes, plain_words, run_text, runs
 from megatron_sep.prepare.text import BadRecordError, Limits, TextError, format_of, read_records, text_of
 
@@ -68,7 +69,13 @@ class TestRuns:
         """Write what ``load`` reads, for the workers to map."""
         np.save(folder / "test_hashes.npy", self._hashes, allow_pickle=False)
         np.save(folder / "test_origin.npy", self._origin, allow_pickle=False)
-        (folder / "test_places.json").write_text(json.dumps([self.words, list(self._places)]))
+        with written_aside(folder / "test_places.json") as aside:
+            aside.write_text(json.dumps([self.words, list(self._places)]))
+
+    @classmethod
+    def is_saved(cls, folder: Path) -> bool:
+        """Whether all of it is there."""
+        return (folder / "test_places.json").exists()
 
     @classmethod
     def load(cls, folder: Path) -> "TestRuns":

@@ -26,6 +26,7 @@ class Ledger:
         self._start = dict(start)
 
     def __enter__(self) -> Self:
+        self._state_path.parent.mkdir(exist_ok=True)
         state = json.loads(self._state_path.read_text()) if self._state_path.exists() else {}
         self.value: dict[str, Any] = state.get("value", self._start)
         self.done: bool = state.get("done", False)

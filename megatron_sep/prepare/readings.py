@@ -51,7 +51,7 @@ class Block:
     after: tuple[int, int] = (0, 0)
     """Where the next block starts: (reading, record)."""
     read: int = 0
-    """Bytes of all files read by the end of it."""
+    """Bytes of the part's files read by the end of it."""
 
 
 def expand(patterns: Sequence[str], key: str) -> list[Path]:
@@ -83,10 +83,11 @@ def readings(sources: Sequence[TextSourceConfig], limits: Limits) -> list[Readin
     ]
 
 
-def blocks(plan: Sequence[Reading], start: tuple[int, int]) -> Iterator[Block]:
-    """The records from ``start`` = (reading, record) on, in blocks; ``drops`` is left empty."""
-    block, before = Block(plan[0].repeat if plan else 0), sum(_size(r.file) for r in plan[: start[0]])
-    for number, reading in enumerate(plan[start[0] :], start[0]):
+def blocks(plan: Sequence[Reading], part: range, start: tuple[int, int]) -> Iterator[Block]:
+    """The records of a part of the readings, from ``start`` = (reading, record) on, in blocks without ``drops``."""
+    block, before = Block(0), total_bytes(plan[part.start : start[0]])
+    for number in range(start[0], part.stop):
+        reading = plan[number]
         if reading.repeat != block.repeat and block.records:
             yield block
             block = Block(reading.repeat)
@@ -103,17 +104,18 @@ def blocks(plan: Sequence[Reading], start: tuple[int, int]) -> Iterator[Block]:
             if block.size >= BLOCK_BYTES or len(block.records) >= BLOCK_RECORDS:
                 yield block
                 block = Block(reading.repeat)
-        before += _size(reading.file)
+        before += size_of(reading.file)
     if block.records:
         yield block
 
 
 def total_bytes(plan: Sequence[Reading]) -> int:
     """Of the files as they lie on the disk, each as often as it is read."""
-    return sum(_size(reading.file) for reading in plan)
+    return sum(size_of(reading.file) for reading in plan)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file as it lies on the disk."""
     return path.stat().st_size
 
 

@@ -1,24 +1,18 @@
-"""The receipt of a prepared shard, the folder in which it grows, and the names it gets when it is whole."""
+"""The receipt of a prepared shard, and the names it gets when it is whole."""
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.data.shards import beside, bin_path, idx_path, manifest_path
 from megatron_sep.errors import UserError
-from megatron_sep.files import read_json, remove, sha256, write_json, written_aside
+from megatron_sep.files import read_json, remove, sha256, written_aside
 from megatron_sep.prepare.readings import Reading, expand
 
 Manifest = dict[str, Any]
-
-
-_BEGUN = ("scan.json", "encode.json", "manifest.json")
-"""One of these is in a work folder whose settings count: what the stages have done, and the receipt."""
 
 
 class PrepareError(UserError):
@@ -90,7 +84,7 @@ def summary(output: Path, manifest: Manifest) -> str:
 
 def settings_of(config: PrepareConfig, plan: Sequence[Reading]) -> Manifest:
     """All that the result depends on, but the contents of the files."""
-    chosen = config.model_dump(mode="json", exclude={"workers", "output"})
+    chosen = config.model_dump(mode="json", exclude={"workers", "memory", "output"})
     files = [*(reading.file for reading in plan), *held_out_files(config)]
     return {**chosen, "files": {str(file): file.stat().st_size for file in files}}
 
@@ -109,7 +103,7 @@ def finished(output: Path, plan: Sequence[Reading], settings: Manifest) -> Manif
     manifest = _read_manifest(path)
     sums = {file["path"]: file["sha256"] for source in manifest.get("sources", []) for file in source["files"]}
     touched = {r.file for r in plan if r.file.stat().st_mtime > path.stat().st_mtime}
-    changed = _difference(manifest.get("settings"), settings)
+    changed = difference(manifest.get("settings"), settings)
     changed += [name for name in manifest.get("files", {}) if not (output.parent / name).exists()]
     changed += [str(file) for file in sorted(touched) if sums.get(str(file)) != sha256(file)]
     if changed:
@@ -130,32 +124,6 @@ def _read_manifest(path: Path) -> Manifest:
 def work_folder(output: Path) -> Path:
     """Where a shard grows."""
     return beside(output, ".work")
-
-
-@contextmanager
-def open_work_folder(output: Path, settings: Manifest) -> Iterator[Path]:
-    """The folder of work in progress, locked against a second run.
-
-    Raises PrepareError where it is locked, or holds work of other settings; settings alone are no work.
-    """
-    folder = work_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PrepareError(f"{folder}: another process is at work there; wait for it, or end it") from error
-        except OSError as error:
-            raise PrepareError(f"{folder}: cannot be locked ({error}); choose an output on another disk") from error
-        path = folder / "settings.json"
-        if not any((folder / name).exists() for name in _BEGUN):
-            write_json(path, settings)
-        changed = _difference(read_json(path), settings)
-        if changed:
-            raise PrepareError(
-                f"{folder}: holds work of other settings or text ({', '.join(changed)}); remove it to start anew"
-            )
-        yield folder
 
 
 def refuse_foreign(paths: Iterable[Path]) -> None:
@@ -182,6 +150,6 @@ def publish(output: Path, folder: Path) -> Manifest:
     return _read_manifest(manifest_path(output))
 
 
-def _difference(old: Any, new: Manifest) -> list[str]:
+def difference(old: Any, new: Manifest) -> list[str]:
     """Keys whose values are not the same."""
     return [key for key in new if key not in (old or {}) or json.dumps(old[key]) != json.dumps(new[key])]

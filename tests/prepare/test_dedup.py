@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 
 from megatron_sep.prepare.decontaminate import TestRuns
-from megatron_sep.prepare.dedup import exact_duplicates, near_duplicates, signatures, text_digest
+from megatron_sep.prepare.dedup import (
+    SHARED,
+    Signatures,
+    band_keys,
+    enough_equal,
+    in_share,
+    read_band,
+    repeats,
+    resolve,
+    shared,
+    signatures,
+    text_digest,
+    write_bands,
+)
+from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.shingles import plain_words, runs
 from megatron_sep.prepare.text import Limits, TextError
 
@@ -36,8 +50,64 @@ def jaccard(a: str, b: str, words: int = 3) -> float:
     return len(one & two) / len(one | two)
 
 
+def near_duplicates(folder: Path, signature: Signatures, shares: int = 1, memory: int = 1 << 30) -> list[int]:
+    """For each document the kept one before it that it repeats, or -1, through files as `prepare` has them."""
+    rows, bands = 8, signature.shape[1] // 8
+    middle = len(signature) // 3
+    parts = [signature[:middle], signature[middle:]]
+    for number, part in enumerate(parts):
+        part.tofile(folder / f"part{number}")
+        write_bands(part, rows, folder / f"bands{number}")
+    for band in range(bands):
+        keys = np.concatenate([k for n in (0, 1) for k in read_band(folder / f"bands{n}", bands, band)] or [[]])
+        for share in range(shares):
+            mine = in_share(keys.astype(np.uint64), share, shares)
+            numbers = np.flatnonzero(mine).astype(np.uint32)
+            shared(keys[mine], numbers).tofile(folder / f"shared-{band:03d}-{share}")
+    files = sorted(folder.glob("shared-*"))
+    joined = JoinedRows([folder / "part0", folder / "part1"], np.uint8, signature.shape[1])
+    found = dict(resolve(files, joined, THRESHOLD, memory))
+    return [found.get(number, -1) for number in range(len(signature))]
+
+
+def slowly(signature: Signatures) -> list[int]:
+    """The same by comparing each document with all that are kept before it."""
+    bands = [band_keys(signature[:, at : at + 8]).tolist() for at in range(0, signature.shape[1], 8)]
+    kept: list[int] = []
+    found = []
+    for document, values in enumerate(signature):
+        near = [k for k in kept if any(keys[k] == keys[document] for keys in bands)]
+        equal = [int((signature[k] == values).sum()) for k in near]
+        if equal and max(equal) >= enough_equal(THRESHOLD, signature.shape[1]):
+            found.append(near[equal.index(max(equal))])
+        else:
+            found.append(-1)
+            kept.append(document)
+    return found
+
+
+@pytest.mark.parametrize(("shares", "memory"), [(1, 1 << 30), (3, 1 << 12)])
+def test_near_duplicates_are_those_of_comparing_all(tmp_path: Path, shares: int, memory: int) -> None:
+    """Whatever fits in memory at once."""
+    pytest.importorskip("rensa")
+    signature = signatures([runs(text, 3) for text in corpus(3)], 256)
+    found = near_duplicates(tmp_path, signature, shares, memory)
+    assert found == slowly(signature)
+    assert sum(original >= 0 for original in found) > 40
+
+
+def test_who_shares_a_band() -> None:
+    """Documents of a key that is there twice or more, in order, grouped by it; of no documents none."""
+    keys = np.array([7, 3, 7, 5, 3, 7], np.uint64)
+    found = shared(keys, np.arange(10, 16, dtype=np.uint32))
+    assert found["document"].tolist() == [10, 11, 12, 14, 15]
+    assert found["group"].tolist() == [2, 0, 2, 0, 2]
+    assert len(shared(keys[:0], np.empty(0, np.uint32))) == 0
+    assert found.dtype == SHARED
+
+
 @pytest.mark.parametrize("seed", [0, 1])
-def test_near_duplicates_are_those_of_datasketch(seed: int) -> None:
+def test_near_duplicates_are_those_of_datasketch(seed: int, tmp_path: Path) -> None:
     """At least 0.95 of its pairs above the threshold lose one of them; nothing is dropped below 0.75 Jaccard."""
     datasketch = pytest.importorskip("datasketch")
     pytest.importorskip("rensa")
@@ -56,7 +126,7 @@ def test_near_duplicates_are_those_of_datasketch(seed: int) -> None:
         if a < b and jaccard(texts[a], texts[b]) >= THRESHOLD
     ]
     signature = signatures([runs(text, 3) for text in texts], 512)
-    original = near_duplicates(signature, np.ones(len(texts), bool), THRESHOLD, 8)
+    original = near_duplicates(tmp_path, signature)
     found = [original[a] >= 0 or original[b] >= 0 for a, b in pairs]
     assert len(pairs) > 60
     assert np.mean(found) >= 0.95
@@ -64,41 +134,32 @@ def test_near_duplicates_are_those_of_datasketch(seed: int) -> None:
     assert min(jaccard(texts[n], texts[o]) for n, o in dropped) >= 0.75
 
 
-def test_a_document_is_dropped_only_for_one_that_is_kept() -> None:
+def test_a_document_is_dropped_only_for_one_that_is_kept(tmp_path: Path) -> None:
     """Along a chain of small changes the far end stays: what a dropped document resembles is always there."""
     pytest.importorskip("rensa")
     words = [f"w{i}" for i in range(400)]
     chain = [" ".join([f"x{j}" for j in range(6 * i)] + words[6 * i :]) for i in range(12)]
     signature = signatures([runs(text, 3) for text in chain], 512)
-    original = near_duplicates(signature, np.ones(12, bool), THRESHOLD, 8)
-    assert 0 < (original >= 0).sum() < 11
+    original = near_duplicates(tmp_path, signature)
+    assert 0 < sum(o >= 0 for o in original) < 11
     assert all(original[o] < 0 for o in original if o >= 0)
 
 
-def test_what_is_not_alive_takes_no_part() -> None:
-    """A dropped document neither drops another nor is dropped again."""
-    pytest.importorskip("rensa")
-    texts = ["a b c d e f", "a b c d e f", "a b c d e f"]
-    signature = signatures([runs(text, 3) for text in texts], 64)
-    alive = np.array([False, True, True])
-    assert near_duplicates(signature, alive, THRESHOLD, 8).tolist() == [-1, -1, 1]
-    digests = np.array([text_digest(text) for text in texts], "V16")
-    assert exact_duplicates(digests, alive).tolist() == [-1, -1, 1]
-
-
-def test_texts_that_share_nothing_are_all_kept() -> None:
+def test_texts_that_share_nothing_are_all_kept(tmp_path: Path) -> None:
     """No band in common anywhere, a single document, and none at all."""
     pytest.importorskip("rensa")
     texts = ["a b c d e f", "g h i j k l", "m n o p q r"]
     for count in (3, 1, 0):
         signature = signatures([runs(text, 3) for text in texts[:count]], 64)
-        assert near_duplicates(signature, np.ones(count, bool), THRESHOLD, 8).tolist() == [-1] * count
+        (tmp_path / str(count)).mkdir()
+        assert near_duplicates(tmp_path / str(count), signature) == [-1] * count
 
 
-def test_exact_duplicates_point_to_the_first() -> None:
+def test_exact_duplicates_repeat_one_before_them() -> None:
     """The same text, and nothing but the same text."""
-    digests = np.array([text_digest(text) for text in ("a", "b", "a", "a ", "b", "a")], "V16")
-    assert exact_duplicates(digests, np.ones(6, bool)).tolist() == [-1, -1, 0, -1, 1, 0]
+    digests = b"".join(text_digest(text) for text in ("a", "b", "a", "a ", "b", "a"))
+    found = repeats(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+    assert found.tolist() == [False, False, True, False, True, True]
 
 
 def test_runs_are_equal_where_the_words_are() -> None:

@@ -214,6 +214,49 @@ def test_folders_and_globs_name_files_once(tmp_path: Path) -> None:
         expand([str(tmp_path / "none*")], "key")
 
 
+def corpus_of_all_kinds(folder: Path) -> list[TextSourceConfig]:
+    """Seven files of two sources, one of them empty; weights, repeats near and exact across files, bad records."""
+    generator = random.Random(5)
+    texts = [sentence(generator, generator.randrange(5, 200)) for _ in range(150)]
+    texts += [text.replace("cat", "cow", 1) for text in texts[:20]] + texts[20:40]
+    generator.shuffle(texts)
+    for number in range(6):
+        write_jsonl(folder / f"text{number}.jsonl", [*texts[number::6], " "])
+    (folder / "empty.jsonl").touch()
+    files = sorted(folder.glob("*.jsonl"))
+    return [source(*files[:3], weight=2.5), source(*files[3:], weight=0.7)]
+
+
+def all_stages(folder: Path, sources: list[TextSourceConfig]) -> dict[str, Any]:
+    """Settings under which every stage has something to do."""
+    tests = write_jsonl(folder / "held_out" / "test.jsonl", ["x " + json.loads(line)["text"] for line in
+        Path(sources[0].paths[1]).read_text().splitlines()[:3]])  # fmt: skip
+    return {
+        "on_bad": "skip", "shuffle": True, "normalize": "nfc",
+        "deduplicate": DeduplicateConfig(exact=True, near=True, permutations=128),
+        "decontaminate": DecontaminateConfig(paths=(str(tests),), words=8),
+    }  # fmt: skip
+
+
+def same_files(one: Path, other: Path) -> None:
+    """All that two shards consist of, but for their names in the receipts."""
+    for suffix in (".bin", ".idx", ".manifest.json", ".contamination.jsonl"):
+        first, second = (path.with_name(path.name + suffix).read_text("latin-1") for path in (one, other))
+        assert first.replace(one.name, other.name) == second, suffix
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_parts_make_the_bytes_of_the_whole(tmp_path: Path, make: Make, shuffle: bool) -> None:
+    """One part, some and more than there are files; little memory, and much."""
+    sources = corpus_of_all_kinds(tmp_path)
+    settings = all_stages(tmp_path, sources) | {"shuffle": shuffle}
+    manifest = prepare(make(*sources, output=tmp_path / "whole", **settings))
+    assert len(manifest["documents"]["dropped"]) == 6
+    for parts in (3, 9):
+        prepare(make(*sources, output=tmp_path / f"in{parts}", memory=1, **settings), parts)
+        same_files(tmp_path / "whole", tmp_path / f"in{parts}")
+
+
 CHILD = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -235,7 +278,7 @@ if __name__ == "__main__":
     readings.BLOCK_RECORDS, ledger._SECONDS = 20, 0.0
     ledger.Ledger.append = fatal(ledger.Ledger.append)
     Path.replace, os.link, shutil.rmtree = fatal(Path.replace), fatal(os.link), fatal(shutil.rmtree)
-    prepare.prepare(load(PrepareConfig, Path(sys.argv[1]), sys.argv[3:]))
+    prepare.prepare(load(PrepareConfig, Path(sys.argv[1]), sys.argv[4:]), int(sys.argv[3]))
     print(left)
 """
 
@@ -252,19 +295,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer_path: 
         f"sources: [{{paths: [{tmp_path}/a.jsonl], weight: 1.5}}, {{paths: [{tmp_path}/b.jsonl]}}]\n"
     )
 
-    def run(output: str, kill_at: int, workers: int) -> tuple[int, int]:
+    def run(output: str, kill_at: int, workers: int, parts: int = 1) -> tuple[int, int]:
         overrides = [f"output={tmp_path / output}", f"workers={workers}"]
-        command = [sys.executable, str(tmp_path / "child.py"), str(tmp_path / "config.yaml"), str(kill_at), *overrides]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        command = [sys.executable, str(tmp_path / "child.py"), str(tmp_path / "config.yaml"), str(kill_at), str(parts)]
+        done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         return done.returncode, 0 if done.returncode else int(done.stdout)
 
-    code, left = run("whole", 1_000_000, 2)
+    assert run("whole", 1_000_000, 2)[0] == 0
+    code, left = run("parted", 1_000_000, 2, parts=2)
     assert code == 0
     steps = 1_000_000 - left
     kills = 0
     for kill_at in np.linspace(1, steps, 7).astype(int).tolist():
-        kills += run("killed", kill_at, 1 + kills % 2)[0] != 0
+        kills += run("killed", kill_at, 1 + kills % 2, parts=2)[0] != 0
     assert kills >= 3
     assert run("killed", 0, 1)[0] == 0
     for suffix in (".bin", ".idx", ".manifest.json"):

@@ -1,0 +1,133 @@
+"""The shard and its receipt out of what the parts have made."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_sep.data.permutation import Permutation
+from megatron_sep.data.shards import Shard, token_dtype, write_index
+from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.files import read_json, sha256, versions, write_json
+from megatron_sep.prepare.ledger import Ledger
+from megatron_sep.prepare.parts import Job
+from megatron_sep.prepare.pool import Pool
+from megatron_sep.prepare.receipt import Manifest, PrepareError, describe, held_out_files, made_files
+
+_PACKAGES = ("megatron_sep", "tokenizers", "sentencepiece", "rensa", "pyarrow", "zstandard", "numpy")
+_COPY = 1 << 24
+
+
+def assemble(job: Job, tokenizer: Tokenizer, settings: Manifest, pool: Pool) -> None:
+    """``manifest.json`` last. Raises PrepareError where no document is left."""
+    config, folder = job.config, job.folder
+    states = [read_json(part / "encode.json")["value"] for part in job.part_folders()]
+    counts = _added(states)
+    if not counts["documents"]:
+        raise PrepareError(
+            f"{config.output}: no document is left to write; the counts are in {job.part_folder(0) / 'encode.json'}"
+        )
+    order = _write_shard(job, token_dtype(tokenizer.vocab_size))
+    made = {folder / name: path for name, path in made_files(config.output).items() if (folder / name).exists()}
+    tests = held_out_files(config)
+    sums = dict(pool.map(sha256, iter([*tests, *made])))
+    for part in job.part_folders():
+        sums |= {Path(name): found for name, found in read_json(part / "sums.json").items()}
+    manifest = {
+        **describe(config, job.plan, counts, sums),
+        "order": order,
+        "separators": job.separators,
+        "tokenizer": {
+            "sha256": sha256(config.tokenizer.path),
+            "vocab_size": tokenizer.vocab_size,
+            "eod_id": tokenizer.eod_id,
+        },
+        "held_out": [{"path": str(file), "sha256": sums[file]} for file in tests],
+        "files": {path.name: {"bytes": file.stat().st_size, "sha256": sums[file]} for file, path in made.items()},
+        "settings": settings,
+        "versions": versions(*_PACKAGES),
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def _added(states: list[Manifest]) -> Manifest:
+    """The counts of all parts together."""
+    return {
+        "documents": sum(state["documents"] for state in states),
+        "separators": sum(state["separators"] for state in states),
+        "largest_gap": max(state["largest_gap"] for state in states),
+        "sources": [_added_source(source) for source in zip(*(state["sources"] for state in states), strict=True)],
+    }
+
+
+def _added_source(counts: tuple[Manifest, ...]) -> Manifest:
+    dropped: dict[str, int] = {}
+    for count in counts:
+        for reason, times in count["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + times
+    numbers = {key: sum(count[key] for count in counts) for key in counts[0] if key != "dropped"}
+    return {key: dropped if key == "dropped" else numbers[key] for key in counts[0]}
+
+
+def _write_shard(job: Job, dtype: type[np.integer[Any]]) -> str:
+    """``shard.bin``, ``shard.idx`` and the report; returns how the documents are ordered."""
+    config, folder = job.config, job.folder
+    if config.decontaminate.paths:
+        _join([part / "scan.contamination" for part in job.part_folders()], folder / "contamination.jsonl")
+    tokens, found = _joined(job)
+    lengths: npt.NDArray[np.int32] = np.memmap(found, np.int32, "r")
+    if not config.shuffle:
+        write_index(folder / "shard.idx", lengths, dtype)
+        _link(tokens, folder / "shard.bin")
+        return "as read"
+    write_index(folder / "encode.idx", lengths, dtype)
+    source, count = Shard(folder / "encode.idx", [tokens]), len(lengths)
+    order = Permutation(count, config.seed)(np.arange(count))
+    with (folder / "shard.bin").open("wb") as file:
+        for document in order.tolist():
+            file.write(source.document(document).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    write_index(folder / "shard.idx", lengths[order], dtype)
+    return f"drawn from seed {config.seed}"
+
+
+def _joined(job: Job) -> tuple[Path, Path]:
+    """Tokens and lengths of all parts; a part's go once they count here, so that one part at most lies twice."""
+    if job.count == 1:
+        return job.part_folder(0) / "encode.bin", job.part_folder(0) / "encode.lengths"
+    with Ledger(job.folder, "joined", ("bin", "lengths"), {"parts": 0}) as ledger:
+        for part in range(ledger.value["parts"], job.count):
+            for name in ("bin", "lengths"):
+                for piece in _pieces(job.part_folder(part) / f"encode.{name}"):
+                    ledger.append(name, piece)
+            ledger.value["parts"] = part + 1
+            ledger.commit()
+            (job.part_folder(part) / "encode.bin").unlink()
+        return ledger.path("bin"), ledger.path("lengths")
+
+
+def _pieces(path: Path) -> Any:
+    with path.open("rb") as file:
+        while piece := file.read(_COPY):
+            yield piece
+
+
+def _join(sources: list[Path], target: Path) -> None:
+    """All of some files as one; of a single one a second name. It is flushed with the rest of the folder's files."""
+    if len(sources) == 1:
+        _link(sources[0], target)
+        return
+    with target.open("wb") as file:
+        for source in sources:
+            file.writelines(_pieces(source))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(source: Path, name: Path) -> None:
+    """A second name for a file, also where an earlier try has made it."""
+    name.unlink(missing_ok=True)
+    os.link(source, name)

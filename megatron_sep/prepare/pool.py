@@ -1,0 +1,65 @@
+"""Who does the work on blocks: processes of this machine."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from megatron_sep.prepare import worker
+from megatron_sep.prepare.parts import Job
+from megatron_sep.prepare.receipt import PrepareError
+
+
+class Pool(Protocol):
+    """Workers, each with a ``worker.Worker`` of the job."""
+
+    size: int
+    """How many work at once."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each item with its result, in order; a few items ahead at most, so that memory does not grow."""
+        ...
+
+
+class ProcessPool:
+    """Worker processes that are started when they are first needed."""
+
+    def __init__(self, job: Job) -> None:
+        self.size = job.config.workers or len(os.sched_getaffinity(0))
+        self._executor = ProcessPoolExecutor(self.size, get_context("spawn"), initializer=worker.start, initargs=(job,))
+
+    def __enter__(self) -> "ProcessPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Any], Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """As ``Pool`` says. Raises PrepareError where a process was killed."""
+        waiting: deque[tuple[Any, Future[Any]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, self._submit(function, item)))
+                if len(waiting) > self.size + 2:
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+            while waiting:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        except BrokenProcessPool as error:
+            raise PrepareError(
+                "a worker process was killed, as by a machine without free memory; run again to go on where it "
+                "stopped, with fewer workers if it happens twice"
+            ) from error
+
+    def _submit(self, function: Callable[[Any], Any], item: Any) -> Future[Any]:
+        """Ctrl-C, which a terminal sends to every process, is for the first one alone: those it starts never see it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return self._executor.submit(function, item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

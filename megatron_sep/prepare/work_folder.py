@@ -1,0 +1,79 @@
+"""The folder in which a shard grows: whose work it is, in how many parts, and who is at it."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_sep.files import read_json, write_json
+from megatron_sep.prepare.receipt import Manifest, PrepareError, difference, work_folder
+
+_RETRY_SECONDS = 0.2
+
+
+@contextmanager
+def whole_at_work(output: Path, settings: Manifest, parts: int) -> Iterator[tuple[Path, int]]:
+    """The folder, locked against everybody else, and the parts of the work in it: as begun, else ``parts``.
+
+    Raises PrepareError where it is locked, or holds work of other settings; settings alone are no work.
+    """
+    folder = _made(output)
+    with locked(folder / "lock"):
+        yield folder, _begin(folder, settings, parts, any_number=True)
+
+
+@contextmanager
+def part_at_work(output: Path, settings: Manifest, part: int, parts: int) -> Iterator[Path]:
+    """The folder for one of some parts, while the others may be at work too. Raises PrepareError."""
+    folder = _made(output)
+    with locked(folder / "lock", shared=True):
+        with locked(folder / "settings.lock", wait=True):
+            _begin(folder, settings, parts, any_number=False)
+        with locked(folder / f"part-{part:05d}.lock"):
+            yield folder
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """A lock that ends with the process. Raises PrepareError where another one has it and it is not waited for."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not wait:
+                    raise PrepareError(
+                        f"{path.parent}: another process is at work there ({path.name}); wait for it, or end it"
+                    ) from error
+                time.sleep(_RETRY_SECONDS)
+            except OSError as error:
+                raise PrepareError(
+                    f"{path.parent}: cannot be locked ({error}); choose an output on another disk"
+                ) from error
+        yield
+
+
+def _made(output: Path) -> Path:
+    folder = work_folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _begin(folder: Path, settings: Manifest, parts: int, *, any_number: bool) -> int:
+    """Write down whose work it is, or hold it against what was begun; returns the parts."""
+    path = folder / "settings.json"
+    if not (any(folder.glob("part-*/*.json")) or (folder / "manifest.json").exists()):
+        for made in folder.glob("test_*"):
+            made.unlink()
+        write_json(path, {"parts": parts, **settings})
+    begun = read_json(path)
+    changed = difference(begun, settings if any_number else {"parts": parts, **settings})
+    if changed:
+        raise PrepareError(
+            f"{folder}: holds work of other settings or text ({', '.join(changed)}); remove it to start anew"
+        )
+    found: int = begun["parts"]
+    return found

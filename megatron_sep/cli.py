@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from megatron_sep.data.extras import needs_extra
-from megatron_sep.errors import SepError, of_the_system
+from megatron_sep.errors import SepError, UserError, of_the_system
 
 if TYPE_CHECKING:
     from megatron_sep.config import RunConfig
@@ -274,12 +274,18 @@ def prepare(
             help="i/N: do what part i of N, from 1, can do by itself; `merge` does the rest", show_default=False
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="ray, or ray://ADDRESS of the head: share the work among a Ray cluster", show_default=False),
+    ] = None,
 ) -> None:
     """Turn text into a shard of tokens and its manifest, or go on where a killed preparation stopped."""
     from megatron_sep.config.load import load
     from megatron_sep.config.prepare import PrepareConfig
 
     prepare_config = load(PrepareConfig, config, overrides or ())
+    if part is not None and on is not None:
+        raise UserError(f"--part {part} --on {on}: a cluster works on all parts; give one of the two")
     if part is not None:
         from megatron_sep.prepare.jobs import read_part, work_on
 
@@ -288,7 +294,19 @@ def prepare(
     from megatron_sep.prepare.prepare import prepare as make
     from megatron_sep.prepare.receipt import summary
 
+    if on is not None:
+        from megatron_sep.prepare.on_ray import prepare_on
+
+        typer.echo(summary(prepare_config.output, prepare_on(prepare_config, _ray_address(on))))
+        return
     typer.echo(summary(prepare_config.output, make(prepare_config)))
+
+
+def _ray_address(on: str) -> str | None:
+    scheme, _, address = on.partition("://")
+    if scheme != "ray" or on == "ray://":
+        raise UserError(f"--on {on}: is no cluster that is known; give ray, or ray://ADDRESS of its head")
+    return address or None
 
 
 @app.command()

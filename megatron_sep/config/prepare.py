@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.config.section import PositiveInt, Section, Seed
@@ -13,7 +13,10 @@ class TextSourceConfig(Section):
     """Files that belong together."""
 
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Files, folders (all of their text, deep) and globs: .txt, .jsonl, .parquet, the first two also .gz and .zst."""
+    """Files, folders (all of their text, deep) and globs: .txt, .jsonl, .parquet, the first two also .gz and .zst.
+
+    An address such as s3://bucket/text/*.jsonl is read through fsspec.
+    """
     name: str | None = None
     """For the manifest; null: the first path."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -62,7 +65,7 @@ class PrepareConfig(Section):
     """One shard: OUTPUT.bin, OUTPUT.idx and OUTPUT.manifest.json."""
 
     output: Path
-    """Prefix of the shard; work in progress lies in OUTPUT.work and is gone when the shard is done."""
+    """Prefix of the shard, a path; work in progress lies in OUTPUT.work and is gone when the shard is done."""
     tokenizer: TokenizerConfig
     sources: Annotated[tuple[TextSourceConfig, ...], Field(min_length=1)]
     on_bad: Literal["fail", "skip"] = "fail"
@@ -82,3 +85,12 @@ class PrepareConfig(Section):
     """Processes; null: one a core. The result does not depend on it."""
     memory: Annotated[int, Field(ge=1)] = 2048
     """MiB for the search for duplicates, besides 2 bytes a document. The result does not depend on it."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _a_path(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError(
+                f"{value}: a shard grows on a disk that all who work on it see; give a path, and copy it then"
+            )
+        return value

@@ -32,9 +32,9 @@ def assemble(job: Job, tokenizer: Tokenizer, settings: Manifest, pool: Pool) -> 
     order = _write_shard(job, token_dtype(tokenizer.vocab_size))
     made = {folder / name: path for name, path in made_files(config.output).items() if (folder / name).exists()}
     tests = held_out_files(config)
-    sums = dict(pool.map(sha256, iter([*tests, *made])))
+    sums = {str(file): found for file, found in pool.map(sha256, iter([*tests, *made]))}
     for part in job.part_folders():
-        sums |= {Path(name): found for name, found in read_json(part / "sums.json").items()}
+        sums |= read_json(part / "sums.json")
     manifest = {
         **describe(config, job.plan, counts, sums),
         "order": order,
@@ -44,8 +44,8 @@ def assemble(job: Job, tokenizer: Tokenizer, settings: Manifest, pool: Pool) -> 
             "vocab_size": tokenizer.vocab_size,
             "eod_id": tokenizer.eod_id,
         },
-        "held_out": [{"path": str(file), "sha256": sums[file]} for file in tests],
-        "files": {path.name: {"bytes": file.stat().st_size, "sha256": sums[file]} for file, path in made.items()},
+        "held_out": [{"path": str(file), "sha256": sums[str(file)]} for file in tests],
+        "files": {path.name: {"bytes": file.stat().st_size, "sha256": sums[str(file)]} for file, path in made.items()},
         "settings": settings,
         "versions": versions(*_PACKAGES),
     }

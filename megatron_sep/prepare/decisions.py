@@ -91,10 +91,11 @@ def _mark_near(job: Job, codes: Codes, path: Path, pool: Pool) -> None:
     scratch.mkdir()
     wanted = job.config.deduplicate
     bands = wanted.permutations // wanted.rows
+    together = -(-min(pool.size, bands) // pool.machines)
     with Progress("compare", bands + 2, "bands") as progress:
         for _ in pool.map(worker.write_bands, ((scratch, part) for part in range(job.count))):
             progress.update(1)
-        for band, _ in pool.map(worker.write_shared, ((scratch, band, path, pool.size) for band in range(bands))):
+        for band, _ in pool.map(worker.write_shared, ((scratch, band, path, together) for band in range(bands))):
             progress.update(2 + band[1])
         signatures = JoinedRows(_files(job, "signatures"), np.uint8, wanted.permutations)
         files = sorted(scratch.glob("shared-*"))

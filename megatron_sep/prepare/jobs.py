@@ -18,7 +18,7 @@ from megatron_sep.prepare.receipt import (
     summary,
     work_folder,
 )
-from megatron_sep.prepare.stages import encode, is_done, scan, sum_files
+from megatron_sep.prepare.stages import encode, is_done, scan
 from megatron_sep.prepare.work_folder import part_at_work, whole_at_work
 
 _NAMED = 8
@@ -48,10 +48,8 @@ def work_on(config: PrepareConfig, part: int, parts: int) -> str:
         with ProcessPool(job) as pool:
             if job.scans and not decided_path(job).exists():
                 scan(job, part, pool)
-                sum_files(job, part, pool)
                 return f"{title}: scanned; once all parts are, `merge` decides which documents stay"
             encode(job, part, pool)
-            sum_files(job, part, pool)
     return f"{title}: encoded; once all parts are, `merge` writes the shard"
 
 
@@ -71,8 +69,6 @@ def merge(config: PrepareConfig) -> str:
                     decide(job, pool)
                     return f"{config.output}: decided which documents stay; run each of the {parts} parts again"
                 _need_all(job, "encode")
-                for part in range(parts):
-                    sum_files(job, part, pool)
                 assemble(job, wish.tokenizer, wish.settings, pool)
         return summary(config.output, publish(config.output, folder))
 

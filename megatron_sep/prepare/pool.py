@@ -19,6 +19,8 @@ class Pool(Protocol):
 
     size: int
     """How many work at once."""
+    machines: int
+    """On so many machines."""
 
     def map(self, function: Callable[[Any], Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """Each item with its result, in order; a few items ahead at most, so that memory does not grow."""
@@ -29,6 +31,7 @@ class ProcessPool:
     """Worker processes that are started when they are first needed."""
 
     def __init__(self, job: Job) -> None:
+        self.machines = 1
         self.size = job.config.workers or len(os.sched_getaffinity(0))
         self._executor = ProcessPoolExecutor(self.size, get_context("spawn"), initializer=worker.start, initargs=(job,))
 

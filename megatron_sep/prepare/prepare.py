@@ -30,7 +30,7 @@ from megatron_sep.prepare.receipt import (
     refuse_foreign,
     settings_of,
 )
-from megatron_sep.prepare.stages import encode, scan, sum_files
+from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits
 from megatron_sep.prepare.work_folder import locked, whole_at_work
 
@@ -99,7 +99,6 @@ def _make(job: Job, wish: Wish, pool: Pool) -> None:
         decide(job, pool)
     for part in range(job.count):
         encode(job, part, pool)
-        sum_files(job, part, pool)
     assemble(job, wish.tokenizer, wish.settings, pool)
 
 

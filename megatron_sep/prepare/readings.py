@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_sep.config.prepare import TextSourceConfig
+from megatron_sep.prepare.places import find, is_address
 from megatron_sep.prepare.text import COMPRESSIONS, FORMATS, Limits, Record, TextError, read_records
 
 BLOCK_BYTES = 1 << 21
@@ -58,13 +60,17 @@ def expand(patterns: Sequence[str], key: str) -> list[Path]:
     """The files that paths, folders and globs name, each once, sorted within its pattern. Raises TextError."""
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if is_address(pattern):
+            addressed = [file for file in find(pattern) if has_text_suffix(file)]
+            found.update(dict.fromkeys(addressed or _refuse(pattern, key)))
+            continue
         path = Path(pattern)
         files = sorted(p for p in path.rglob("*") if _is_text(p)) if path.is_dir() else [path] if path.exists() else []
         if not files and not path.exists():
             anchor, parts = Path(path.anchor), path.parts[1:] if path.anchor else path.parts
             files = sorted(p for p in anchor.glob(str(Path(*parts))) if p.is_file()) if parts else []
         if not files:
-            raise TextError(f"{key}: {pattern}: no file of text there; known are {', '.join(FORMATS)}")
+            _refuse(pattern, key)
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -119,6 +125,15 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def _is_text(path: Path) -> bool:
+def has_text_suffix(path: Path) -> bool:
+    """Whether the name is that of a file of text, compressed or not."""
     suffixes = [s for s in path.suffixes if s not in COMPRESSIONS]
-    return path.is_file() and bool(suffixes) and suffixes[-1] in FORMATS
+    return bool(suffixes) and suffixes[-1] in FORMATS
+
+
+def _is_text(path: Path) -> bool:
+    return path.is_file() and has_text_suffix(path)
+
+
+def _refuse(pattern: str, key: str) -> NoReturn:
+    raise TextError(f"{key}: {pattern}: no file of text there; known are {', '.join(FORMATS)}")

@@ -25,7 +25,7 @@ def made_files(output: Path) -> dict[str, Path]:
     return {"shard.bin": bin_path(output), "shard.idx": idx_path(output), "contamination.jsonl": report}
 
 
-def describe(config: PrepareConfig, plan: Sequence[Reading], counts: Manifest, sums: Mapping[Path, str]) -> Manifest:
+def describe(config: PrepareConfig, plan: Sequence[Reading], counts: Manifest, sums: Mapping[str, str]) -> Manifest:
     """Counts, sources and separators; nothing of it depends on when, where or by how many processes it was made."""
     sources = counts["sources"]
     tokens = sum(source["tokens"] for source in sources)
@@ -41,7 +41,7 @@ def describe(config: PrepareConfig, plan: Sequence[Reading], counts: Manifest, s
                 "weight": source.weight,
                 **count,
                 "files": [
-                    {"path": str(r.file), "bytes": r.file.stat().st_size, "sha256": sums[r.file]}
+                    {"path": str(r.file), "bytes": r.file.stat().st_size, "sha256": sums[str(r.file)]}
                     for r in plan
                     if r.repeat == 0 and r.source == number
                 ],

@@ -36,7 +36,7 @@ def scan(job: Job, part: int, pool: Pool) -> None:
 
 
 def encode(job: Job, part: int, pool: Pool) -> None:
-    """Write the tokens of what stays of a part. Raises TextError."""
+    """Write the tokens of what stays of a part, and the sums of its files. Raises TextError."""
     plan, folder = job.plan, job.part_folder(part)
     mine = partition(plan, job.count)[part]
     start = {
@@ -57,10 +57,12 @@ def encode(job: Job, part: int, pool: Pool) -> None:
                 ledger.append("lengths", result.lengths)
                 _count(ledger.value, block, result)
                 _advance(ledger, block, progress)
+            ledger.commit()  # the sums are of this very text, whose settings count from here on
+            _sum_files(job, part, pool)
             ledger.commit(done=True)
 
 
-def sum_files(job: Job, part: int, pool: Pool) -> None:
+def _sum_files(job: Job, part: int, pool: Pool) -> None:
     """The sha256 of each of the part's files into sums.json."""
     path = job.part_folder(part) / "sums.json"
     if not path.exists():

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.errors import UserError
 from megatron_sep.files import parse_json
+from megatron_sep.prepare.places import open_bytes
 
 Policy = Literal["fail", "skip"]
 
@@ -203,7 +204,7 @@ def _parquet(path: Path, limits: Limits) -> Iterator[Record]:
         import pyarrow.parquet
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_bytes(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             fault = _column_fault(file, limits.field)
             if fault:
                 yield from (Record(path, i + 1, b"", "text", *fault) for i in range(file.metadata.num_rows))
@@ -244,8 +245,8 @@ def open_text(path: Path) -> BinaryIO:
     """The file's bytes, decompressed by its suffix; buffered."""
     if path.suffix in COMPRESSIONS:
         decoder = _zstd_decoder() if path.suffix == ".zst" else partial(zlib.decompressobj, wbits=31)
-        return io.BufferedReader(_Frames(path.open("rb"), decoder), _READ)
-    return path.open("rb", buffering=_READ)
+        return io.BufferedReader(_Frames(open_bytes(path), decoder), _READ)
+    return open_bytes(path)
 
 
 def consumed(file: BinaryIO) -> int:

@@ -1,6 +1,7 @@
 """The folder in which a shard grows: whose work it is, in how many parts, and who is at it."""
 
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,13 +65,14 @@ def _made(output: Path) -> Path:
 
 def _begin(folder: Path, settings: Manifest, parts: int, *, any_number: bool) -> int:
     """Write down whose work it is, or hold it against what was begun; returns the parts."""
-    path = folder / "settings.json"
-    if not (any(folder.glob("part-*/*.json")) or (folder / "manifest.json").exists()):
+    path, wanted = folder / "settings.json", {"parts": parts, **settings}
+    is_begun = any(folder.glob("part-*/*.json")) or (folder / "manifest.json").exists()
+    if not is_begun and not (path.exists() and read_json(path) == json.loads(json.dumps(wanted))):
         for made in folder.glob("test_*"):
             made.unlink()
-        write_json(path, {"parts": parts, **settings})
+        write_json(path, wanted)
     begun = read_json(path)
-    changed = difference(begun, settings if any_number else {"parts": parts, **settings})
+    changed = difference(begun, settings if any_number else wanted)
     if changed:
         raise PrepareError(
             f"{folder}: holds work of other settings or text ({', '.join(changed)}); remove it to start anew"

@@ -142,7 +142,7 @@ class Worker:
     def write_shared(self, scratch: Path, band: int, codes: Path, together: int) -> None:
         """Which documents without a code share a band, in a file for each share of the keys that fits in memory.
 
-        So many processes as ``together`` says share the memory.
+        ``together`` processes share the memory.
         """
         wanted, left = self.config.deduplicate, np.asarray(np.memmap(codes, np.uint8, "r")) == 0
         files = [scratch / f"bands-{part:05d}" for part in range(self.job.count)]
@@ -185,7 +185,7 @@ def _renamed(path: Path) -> Iterator[Path]:
 
 
 _FORMS: dict[str, Any] = {"nfc": "NFC", "nfkc": "NFKC"}
-_worker: Worker
+_worker: Worker | None = None
 
 
 def start(job: Job) -> None:
@@ -201,24 +201,34 @@ def work_on(job: Job) -> None:
     _worker = Worker(job)
 
 
+def is_at_work() -> bool:
+    """Whether this process is a worker."""
+    return _worker is not None
+
+
+def _this() -> Worker:
+    assert _worker is not None
+    return _worker
+
+
 def scan(block: Block) -> Scanned:
     """``Worker.scan`` of this process."""
-    return _worker.scan(block)
+    return _this().scan(block)
 
 
 def encode(block: Block) -> Encoded:
     """``Worker.encode`` of this process."""
-    return _worker.encode(block)
+    return _this().encode(block)
 
 
 def write_bands(arguments: tuple[Path, int]) -> None:
     """``Worker.write_bands`` of this process."""
-    _worker.write_bands(*arguments)
+    _this().write_bands(*arguments)
 
 
 def write_shared(arguments: tuple[Path, int, Path, int]) -> None:
     """``Worker.write_shared`` of this process."""
-    _worker.write_shared(*arguments)
+    _this().write_shared(*arguments)
 
 
 def _follow_parent() -> None:

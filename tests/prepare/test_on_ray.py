@@ -1,0 +1,130 @@
+"""A Ray cluster of two nodes on this machine writes what one process writes, whoever is killed on the way."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from support.cases import full_run
+from support.prepared import all_stages, corpus_of_all_kinds, same_files
+
+from megatron_sep.config.prepare import PrepareConfig
+from megatron_sep.config.schema import TokenizerConfig
+from megatron_sep.prepare.prepare import prepare
+
+pytest.importorskip("ray", reason="needs the extra ray; pip install megatron_sep[ray]")
+pytest.importorskip("rensa")
+
+ROOT = Path(__file__).parents[2]
+KILLS = 20 if full_run() else 3
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address; every Python that starts below it reads small blocks."""
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(SITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
+        patch.setenv("RAY_DISABLE_METRICS_COLLECTION", "1")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            nodes.add_node(num_cpus=1)
+            yield str(nodes.address)
+        finally:
+            nodes.shutdown()
+
+
+SITE = """
+import importlib.abc, importlib.machinery, sys
+
+class Small(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        values = {"readings": {"BLOCK_RECORDS": 4}, "ledger": {"_SECONDS": 0.0}}
+        room, _, module = name.rpartition(".")
+        if room != "megatron_sep.prepare" or module not in values:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda made: (run(made), vars(made).update(values[module]))
+        return spec
+
+sys.meta_path.insert(0, Small())
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer_path: Path) -> Path:
+    """A YAML in which all stages are on, beside the shard ``whole`` of one process."""
+    sources = corpus_of_all_kinds(tmp_path)
+    settings: dict[str, Any] = {"tokenizer": TokenizerConfig(path=tokenizer_path), "sources": sources, "workers": 1}
+    made = PrepareConfig(output=tmp_path / "whole", **settings, **all_stages(tmp_path, sources))
+    prepare(made)
+    path = tmp_path / "prepare.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    return path
+
+
+def start(config: Path, output: str, address: str) -> subprocess.Popen[str]:
+    words = ["prepare", str(config), f"output={config.parent / output}", "--on", f"ray://{address}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_sep", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def workers() -> list[psutil.Process]:
+    """Ray's processes that run tasks, or wait for some."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline() and process.cmdline()[0].startswith("ray::"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: str, config: Path) -> None:
+    """SIGKILL for workers and drivers in turns, at random moments; a driver that is started again goes on."""
+    generator = random.Random(0)
+    output, kills, drivers = 0, 0, 0
+    while kills < KILLS:
+        output += 1
+        driver = start(config, f"ray{output}", cluster)
+        while driver.poll() is None:
+            time.sleep(generator.uniform(0.3, 3))
+            victims = workers()
+            if kills % 2 and driver.poll() is None:
+                driver.kill()
+                driver.wait()
+                kills, drivers = kills + 1, drivers + 1
+                driver = start(config, f"ray{output}", cluster)
+            elif victims:
+                generator.choice(victims).kill()
+                kills += 1
+            if kills >= KILLS:
+                break
+        errors = driver.communicate(timeout=300)[1]
+        assert driver.returncode == 0, errors
+        same_files(config.parent / "whole", config.parent / f"ray{output}")
+    assert drivers
+
+
+def test_a_fault_in_the_text_comes_through(cluster: str, config: Path) -> None:
+    """As its own message, with file and line, and without Ray's traceback."""
+    (config.parent / "text3.jsonl").write_text('{"text": "a"}\n{broken\n')
+    (config.parent / "empty.jsonl").write_text('{"text": "b"}\n')
+    words = ["prepare", str(config), f"output={config.parent / 'bad'}", "on_bad=fail", "--on", f"ray://{cluster}"]
+    done = subprocess.run([sys.executable, "-m", "megatron_sep", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "text3.jsonl, line 2: broken JSON" in done.stderr
+    assert "Traceback" not in done.stderr

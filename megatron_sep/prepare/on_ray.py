@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.data.extras import needs_extra
-from megatron_sep.errors import SepError
+from megatron_sep.errors import RunFailure, SepError
 from megatron_sep.files import read_json
 from megatron_sep.prepare import worker
 from megatron_sep.prepare.assemble import assemble
@@ -136,3 +136,7 @@ def _result(reference: Any) -> Any:
         if isinstance(cause, SepError | OSError):
             raise cause from error
         raise
+    except ray.exceptions.RayError as error:
+        raise RunFailure(
+            f"the Ray cluster lost what it worked on ({error}); run again to go on where it stopped"
+        ) from error

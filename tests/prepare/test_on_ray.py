@@ -86,7 +86,8 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline() and process.cmdline()[0].startswith("ray::"):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and "Agent" not in title:  # a node dies with its agents
                 found.append(process)
         except psutil.Error:
             continue

@@ -84,7 +84,7 @@ class PrepareConfig(Section):
     workers: PositiveInt | None = None
     """Processes; null: one a core. The result does not depend on it."""
     memory: Annotated[int, Field(ge=1)] = 2048
-    """MiB for the search for duplicates, besides 2 bytes a document. The result does not depend on it."""
+    """MiB for the search for duplicates, besides a byte a document in each process; no part of the result."""
 
     @field_validator("output", mode="before")
     @classmethod

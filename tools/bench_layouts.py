@@ -4,8 +4,8 @@
     python tools/bench_layouts.py CONFIG ... model.sequence_length=65536 --layouts "context 2"
 
 Every run is the same `train` with the same data; what differs is how it is split. "x" is tokens/s over one GPU's;
-"largest" and the means are differences of the training loss from one GPU's, in nats. The first of --gpus is that of the
-run on one.
+"largest" and the means are differences of the training loss from one GPU's, in nats, in each --every steps, which are
+logged: ranks wait for each other where a line is written. The first of --gpus is that of the run on one.
 """
 
 import argparse
@@ -34,13 +34,15 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="section.key=value, of every run")
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=5, help="steps from one line of the metrics to the next")
     parser.add_argument("--gpus", type=int, nargs=2, default=[0, 1])
     parser.add_argument("--folder", type=Path, required=True, help="of the runs; must not exist")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     length = f"train.steps={options.steps}", f"optimizer.decay_steps={options.steps}"
-    settings = (*options.settings, *length, "metrics.every=1", "train.eval_every=0", "checkpoint.every=1000000")
+    quiet = f"metrics.every={options.every}", "train.eval_every=0", "checkpoint.every=1000000"
+    settings = (*options.settings, *length, *quiet)
     one = trained(options.config, options.folder / "one", settings, options.gpus[:1])
     rows: dict[str, Any] = {"one GPU": rates(one)}
     show("one GPU", rows["one GPU"])

@@ -82,13 +82,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
-    """Deterministic, in bf16, with a save in the background every 5 steps; "straight" is a run of it."""
+    """Deterministic, in bf16, with a save in the background every 10 steps; "straight" is a run of it."""
     path = folder / "run.yaml"
     if not path.exists():
         found = tiny(
             model={"num_layers": 4, "hidden_size": 256, "sequence_length": 512},
             train={"steps": STEPS, "precision": "bf16", "deterministic": True, "eval_every": 0, "compile": "off"},
-            checkpoint={"every": 5, "keep": 2},
+            checkpoint={"every": 10, "keep": 2},
             parallel={"timeout_minutes": MINUTES},
         )
         path.write_text(to_yaml(found))

@@ -665,6 +665,9 @@ def reproduce(
         Path | None, typer.Option(help="file, or folder of *.txt, to feed to models (tables 4 to 8 and 16)")
     ] = None,
     tokens: Annotated[int, typer.Option(min=8, help="of that text")] = 20_000,
+    streams: Annotated[
+        int, typer.Option(min=1, help="cut that text into so many parts that are read side by side (tables 4 to 8)")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="folder for Markdown, JSON and pictures")] = Path("reports"),
 ) -> None:
     """Make tables and figures of the paper anew: ours beside theirs, and why they differ."""
@@ -679,7 +682,7 @@ def reproduce(
         raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
     with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
         for item, make in chosen(items):
-            result = make(Inputs(runs, checkpoint, text, tokens))
+            result = make(Inputs(runs, checkpoint, text, tokens, streams))
             typer.echo(to_markdown(item, result))
             typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
 

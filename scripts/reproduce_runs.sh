@@ -19,6 +19,7 @@ configs="$(dirname "$(realpath "${BASH_SOURCE[0]}")")/../configs/reproduce"
 out=runs/reproduce
 GPUS=${GPUS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 RUNS=${RUNS:-vanilla sep-n64 streaming-n64 sep-n64-ht sep-n128 sep-n64-h fixllm-n64
+    vanilla-seed2 sep-n64-seed2 sep-n64-ht-seed2
     posttrain-n64 posttrain-n128 posttrain-n64-larger-lr}
 
 # shellcheck disable=SC2329  # xargs calls it

@@ -28,6 +28,8 @@ class Inputs:
     """A file, or a folder of *.txt, to feed to models."""
     tokens: int = 20_000
     """Of the text."""
+    streams: int = 1
+    """Parts of the text that tables 4 to 8 read side by side."""
 
     def folder(self, item: str) -> Path:
         """The folder of runs. Raises ReproduceError where none was given."""

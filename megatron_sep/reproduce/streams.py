@@ -71,6 +71,18 @@ def read_tokens(path: Path | None, tokenizer: Tokenizer, tokens: int, item: str)
     )
 
 
+def side_by_side(ids_1T: Tensor, rows: int) -> Tensor:
+    """Consecutive parts of a text as rows [rows, T / rows]. Raises ReproduceError where they would differ in length."""
+    tokens = ids_1T.shape[1]
+    if tokens % rows or tokens // rows < 2 * len(QUARTERS):
+        least = 2 * len(QUARTERS)
+        raise ReproduceError(
+            f"--streams {rows}: {tokens:,} tokens cannot be cut into so many of one length, each {least} or more; "
+            f"pass --tokens {max(least, tokens // rows) * rows}"
+        )
+    return ids_1T.view(rows, -1)
+
+
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
@@ -78,16 +90,18 @@ def _text(file: Path) -> str:
         raise ReproduceError(f"--text {file}: is no UTF-8 text: {error}") from error
 
 
-def measure(model: Any, policy: AttentionPattern | StreamingPattern, ids_1T: Tensor) -> Measured:
-    """Feed a text token by token."""
+def measure(model: Any, policy: AttentionPattern | StreamingPattern, ids_RT: Tensor) -> Measured:
+    """Feed R texts side by side, token by token, each through a cache of its own."""
     begun = time.perf_counter()
-    found = score(model, policy, ids_1T, 1)
+    found = score(model, policy, ids_RT, 1)
     seconds = time.perf_counter() - begun  # the losses are on the host: the device is done
-    return Measured(tuple(_perplexity(found, quarter) for quarter in QUARTERS), seconds, found.retention.live - 1)
+    perplexities = tuple(_perplexity(found, len(ids_RT), quarter) for quarter in QUARTERS)
+    return Measured(perplexities, seconds, found.retention.live - 1)
 
 
-def _perplexity(found: Score, quarter: float) -> float:
-    return math.exp(float(found.loss_N[: max(1, round(quarter * len(found.loss_N)))].mean()))
+def _perplexity(found: Score, rows: int, quarter: float) -> float:
+    loss_TR = found.loss_N.view(-1, rows)
+    return math.exp(float(loss_TR[: max(1, round(quarter * len(loss_TR)))].mean()))
 
 
 def streamed(streams: Sequence[Stream], item: str, exact: Make | None = None) -> Make:
@@ -99,17 +113,24 @@ def streamed(streams: Sequence[Stream], item: str, exact: Make | None = None) ->
             return result
         tables = [table for path, name in sources(inputs, item) for table in _tables(path, name, streams, inputs, item)]
         paper = "The paper's perplexities are after the same quarters of its text."
-        note = f"Perplexity over the first {inputs.tokens:,} tokens of {inputs.text}, one after another."
+        note = f"Perplexity over the first {inputs.tokens:,} tokens of {inputs.text}, {_manner(inputs.streams)}."
         return Result((*result.tables, *tables), (*result.notes, note, paper))
 
     return make
 
 
+def _manner(rows: int) -> str:
+    if rows == 1:
+        return "one after another"
+    return f"cut into {rows} streams of equal length that are read side by side, each through a cache of its own"
+
+
 def _tables(path: Path, name: str, streams: Sequence[Stream], inputs: Inputs, item: str) -> list[Table]:
     loaded = load(path, current_device(), torch.float32)
-    ids = read_tokens(inputs.text, loaded.tokenizer, inputs.tokens, item).to(loaded.model.device)
+    ids_RT = side_by_side(read_tokens(inputs.text, loaded.tokenizer, inputs.tokens, item), inputs.streams)
+    ids_RT = ids_RT.to(loaded.model.device)
     separators = separators_of(loaded)
-    found = [(stream, measure(loaded.model, stream.of(separators), ids)) for stream in streams]
+    found = [(stream, measure(loaded.model, stream.of(separators), ids_RT)) for stream in streams]
     tables = []
     for i, quarter in enumerate(QUARTERS):
         rows = tuple(Row(s.name, m.perplexities[i], s.papers[i], _OTHER if s.papers[i] else "") for s, m in found)

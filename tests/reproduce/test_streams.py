@@ -15,7 +15,7 @@ from megatron_sep.parallel.groups import topology
 from megatron_sep.reproduce.cache_sizes import sep
 from megatron_sep.reproduce.item import Inputs, ReproduceError, Result
 from megatron_sep.reproduce.separator_choice import CHOICES, separator_ids, table16
-from megatron_sep.reproduce.streams import TABLE_5, TABLE_8, Stream, measure, read_tokens, streamed
+from megatron_sep.reproduce.streams import TABLE_5, TABLE_8, Stream, measure, read_tokens, side_by_side, streamed
 
 pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
@@ -54,6 +54,22 @@ def test_perplexities_of_a_stream(run: Path, text: Path) -> None:
     assert bounded.perplexities != pytest.approx(quarters, rel=1e-4)
     assert 12 < bounded.live < 20 < full.live
     assert full.live == pytest.approx(60, abs=1)
+
+
+def test_streams_side_by_side(run: Path, text: Path) -> None:
+    """Parts that are read together have the perplexities that each has alone, at each quarter, and the same caches."""
+    loaded = load(run, CPU)
+    ids_RT = side_by_side(read_tokens(text, loaded.tokenizer, 123, "x"), 3)
+    policy = Stream("x", sep(2, 4, 8, 20)).of(separator_ids(loaded, (".", ",")))
+    together = measure(loaded.model, policy, ids_RT)
+    alone = [measure(loaded.model, policy, row[None]) for row in ids_RT]
+    means = [math.exp(sum(map(math.log, quarter)) / 3) for quarter in zip(*(m.perplexities for m in alone), strict=True)]
+    assert together.perplexities == pytest.approx(means, rel=1e-5)
+    assert together.live == pytest.approx(sum(m.live for m in alone) / 3)
+    with pytest.raises(ReproduceError, match=r"--streams 2: 123 tokens .* pass --tokens 122"):
+        side_by_side(ids_RT.view(1, -1), 2)
+    with pytest.raises(ReproduceError, match=r"--streams 20: 120 tokens .* pass --tokens 160"):
+        side_by_side(ids_RT.view(1, -1)[:, :120], 20)
 
 
 def test_tables_of_streams(run: Path, text: Path) -> None:

@@ -63,7 +63,9 @@ def test_streams_side_by_side(run: Path, text: Path) -> None:
     policy = Stream("x", sep(2, 4, 8, 20)).of(separator_ids(loaded, (".", ",")))
     together = measure(loaded.model, policy, ids_RT)
     alone = [measure(loaded.model, policy, row[None]) for row in ids_RT]
-    means = [math.exp(sum(map(math.log, quarter)) / 3) for quarter in zip(*(m.perplexities for m in alone), strict=True)]
+    means = [
+        math.exp(sum(map(math.log, quarter)) / 3) for quarter in zip(*(m.perplexities for m in alone), strict=True)
+    ]
     assert together.perplexities == pytest.approx(means, rel=1e-5)
     assert together.live == pytest.approx(sum(m.live for m in alone) / 3)
     with pytest.raises(ReproduceError, match=r"--streams 2: 123 tokens .* pass --tokens 122"):

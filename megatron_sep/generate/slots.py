@@ -70,6 +70,8 @@ class Slots:
         """int64: entries that each token saw, and tokens of the text up to it, summed over the tokens."""
         self.keys_LBKCD: Tensor | None = None
         self.values_LBKCD: Tensor | None = None
+        self._arrived_BK: Tensor | None = None
+        """What the kernel of a step counts in; zeros between steps."""
         self._most = 0
         """No row has more slots in use: what the host knows without asking the device."""
         self._scripts: list[RowScript] | None = None
@@ -136,6 +138,7 @@ class Slots:
             self.seen_R,
             scale=scale,
             rotary=self.rotary.tables(self.num_slots) if self.rotary else None,
+            arrived_BK=self._counter(keys_BKCD),
             backend=self.backend,
         )
         return out_BHD[:, :, None]
@@ -411,6 +414,11 @@ class Slots:
     def _position_ids(self, cached_BT: Tensor, text_BT: Tensor) -> Tensor:
         """Zeros turn nothing: the cache itself rotates where positions are those inside it."""
         return {"cache": torch.zeros_like(text_BT), "text": text_BT, "frozen": cached_BT}[self.policy.positions]
+
+    def _counter(self, keys_BKCD: Tensor) -> Tensor:
+        if self._arrived_BK is None or self._arrived_BK.shape != keys_BKCD.shape[:2]:
+            self._arrived_BK = self._counters(*keys_BKCD.shape[:2])
+        return self._arrived_BK
 
     def _counters(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=self.device)

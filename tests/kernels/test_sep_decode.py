@@ -17,6 +17,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 BACKENDS = ["triton", "reference"]
 LAYOUTS = {"bkcd": (0, 1, 2, 3), "bckd": (0, 2, 1, 3), "cbkd": (2, 0, 1, 3)}
+CHOICE = "megatron_sep.kernels.sep_decode.triton.choose_launch"
 interpreted = pytest.mark.skipif(ON_GPU, reason="the interpreter's cases; a GPU runs the compiled ones")
 
 
@@ -34,11 +35,17 @@ class Step:
     now: Tensor
     scale: float = 0.3
     rotary: tuple[Tensor, Tensor] | None = None
+    arrived: Tensor | None = None
 
     def run(self, backend: str) -> Tensor:
         """The output; the caches are written."""
         tensors = (self.q, self.k_new, self.v_new, self.k, self.v, self.length, self.reach_end, self.now)
-        return decode_attention(*tensors, scale=self.scale, rotary=self.rotary, backend=backend)
+        options = {"rotary": self.rotary, "arrived_BK": self.arrived}
+        return decode_attention(*tensors, scale=self.scale, **options, backend=backend)
+
+    def counted(self) -> "Step":
+        """With a counter, so that the last share may finish the output."""
+        return replace(self, arrived=torch.zeros(*self.k.shape[:2], dtype=torch.int32, device=DEVICE))
 
     def copy(self) -> "Step":
         """The same with caches of its own, of the same strides."""
@@ -197,8 +204,34 @@ def test_random_cases_equal_the_reference(chunk: int, monkeypatch: pytest.Monkey
     for seed in range(6 * chunk, 6 * chunk + 6):
         draw = Draw(seed)
         launch = Launch(draw.one_of(16, 32), draw.one_of(1, 1, 2, 3, 5))
-        monkeypatch.setattr("megatron_sep.kernels.sep_decode.triton.choose_launch", lambda *_, x=launch: x)
+        monkeypatch.setattr(CHOICE, lambda *_, x=launch: x)
         check(draw.step(*shape(draw), torch.float32), 2e-6, (seed, launch))
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("slots", [90, 400])
+def test_the_last_share_leaves_the_same_output_and_its_counter_at_zero(
+    group: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, as a replayed graph steps, whichever shares are empty: the same bits, and those of one alone."""
+    for seed in range(3):
+        draw = Draw(seed)
+        launch = Launch(16, draw.one_of(2, 5, 20), last_combines=True)
+        monkeypatch.setattr(CHOICE, lambda *_, x=launch: x)
+        step = draw.step(2, 2, group, slots, 40, torch.float32).counted()
+        first = step.copy().run("triton")
+        for _ in range(2):
+            check(step.copy(), 2e-5 if ON_GPU else 2e-6, (seed, launch))
+            assert torch.equal(step.copy().run("triton"), first), (seed, launch)
+            assert not step.arrived.any(), (seed, launch)
+
+
+@interpreted
+def test_without_a_counter_a_second_kernel_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its output has the same bits: the shares are summed in one order."""
+    monkeypatch.setattr(CHOICE, lambda *_: Launch(16, 5, last_combines=True))
+    step = Draw(3).step(2, 2, 3, 90, 40, torch.float32)
+    assert torch.equal(step.copy().run("triton"), step.counted().run("triton"))
 
 
 @interpreted
@@ -208,7 +241,7 @@ def test_half_precision_and_the_launch_it_chooses(dtype: torch.dtype, group: int
     for seed in range(3):
         draw = Draw(seed)
         assert choose_launch(2, group, 200, 32, 2, False, 132).splits > 1
-        check(draw.step(1, 2, group, 200, 32, dtype), tolerance, seed)
+        check(draw.step(1, 2, group, 200, 32, dtype).counted(), tolerance, seed)
 
 
 COMBINATIONS = [(torch.bfloat16, size, group) for size in (16, 64, 72, 80, 128, 256) for group in (1, 4)]
@@ -219,22 +252,20 @@ TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("last_combines", [False, True])
 @pytest.mark.parametrize("splits", [None, 1, 5], ids=str)
 @pytest.mark.parametrize(("dtype", "size", "group"), COMBINATIONS, ids=str)
 def test_random_cases_equal_the_reference_on_gpu(
-    dtype: torch.dtype, size: int, group: int, splits: int | None, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, size: int, group: int, splits: int | None, last_combines: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled: any lengths, ends of reach, angles and layout, the chosen splits and others; NaN in every dead slot."""
-    if splits is not None:
-        monkeypatch.setattr(
-            "megatron_sep.kernels.sep_decode.triton.choose_launch",
-            lambda *a: choose_launch(*a)._replace(splits=splits),
-        )
+    changes = {"last_combines": last_combines} | ({"splits": splits} if splits else {})
+    monkeypatch.setattr(CHOICE, lambda *a: choose_launch(*a)._replace(**changes))
     for seed in range(8):
         draw = Draw(seed)
         slots = draw.one_of(1 + draw.below(40), 1 + draw.below(300), 1 + draw.below(1500))
         step = draw.step(draw.one_of(1, 2, 5), draw.one_of(1, 2, 8), group, slots, size, dtype)
-        check(step, TOLERANCES[dtype], (seed, slots))
+        check(step.counted(), TOLERANCES[dtype], (seed, slots))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -455,6 +486,7 @@ def test_what_does_not_fit_is_an_error() -> None:
     refused("reach_end is .*pass .*int32", reach_end=step.reach_end.long())
     refused("now is .*pass", now=step.now.new_zeros(7))
     refused("rotary is cos", rotary=(torch.ones(5, 4, device=DEVICE), torch.ones(5, 4, device=DEVICE)))
+    refused("arrived is .*pass contiguous", arrived=step.now.new_zeros(7))
     refused("rotary is cos", rotary=(torch.ones(10, 9, device=DEVICE), torch.ones(10, 9, device=DEVICE)))
     wide = [torch.zeros(1, 1, n, 12, device=DEVICE) for n in (1, 1, 1, 4, 4)]
     rows = [torch.zeros(*n, dtype=torch.int32, device=DEVICE) for n in ((1,), (1, 4), (1,))]

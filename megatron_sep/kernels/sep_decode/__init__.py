@@ -31,6 +31,7 @@ def decode_attention(
     *,
     scale: float,
     rotary: Rotary | None = None,
+    arrived_BK: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Store the new token in slot ``length`` of each row, then attend to it and to the live slots before it: [B, H, D].
@@ -44,6 +45,10 @@ def decode_attention(
     it is read; the query comes unrotated and turns by the angle of its own slot, ``length`` (positions inside the
     cache). None: queries and keys are used as they are.
 
+    ``arrived``: int32 zeros, and zeros again afterwards. Where the kernel shares a head's slots among programs it counts
+    here those that are ready, so that the last can finish the output. Steps that may run at once, those of two caches,
+    each need their own. None: a second kernel finishes.
+
     ``backend``: "auto" (Triton on CUDA where it can, else the reference), "triton" or "reference". The kernel never
     waits for the host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises
     ValueError for what does not fit, BackendError for a backend that cannot take it.
@@ -53,7 +58,9 @@ def decode_attention(
     _check_rows(k_BKCD.shape, k_BKCD.device, {"length": length_R, "now": now_R}, {"reach_end": reach_end_RC})
     if rotary is not None:
         _check_rotary(rotary, k_BKCD)
-    arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, reach_end_RC, now_R, scale, rotary)
+    if arrived_BK is not None:
+        _check_arrived(arrived_BK, k_BKCD)
+    arguments = (q_BHD, k_new_BKD, v_new_BKD, k_BKCD, v_BKCD, length_R, reach_end_RC, now_R, scale, rotary, arrived_BK)
     decode = function_for("sep_decode", backend, q_BHD.device, q_BHD.dtype, head_size=operator.index(q_BHD.shape[2]))
     out: Tensor = decode(*arguments)
     return out
@@ -150,4 +157,14 @@ def _check_rotary(rotary: Rotary, k: Tensor) -> None:
             f"sep_decode: rotary is cos {tuple(cos.shape)} of {cos.dtype} on {cos.device} and "
             f"sin {tuple(sin.shape)} of {sin.dtype} on {sin.device}; "
             f"pass torch.float32 [at least {C} slots, at most {D // 2} angles] on {k.device}"
+        )
+
+
+def _check_arrived(arrived: Tensor, k: Tensor) -> None:
+    wanted = tuple(k.shape[:2])
+    fits = arrived.shape == wanted and arrived.dtype == torch.int32 and arrived.is_contiguous()
+    if not fits or arrived.device != k.device:
+        raise ValueError(
+            f"sep_decode: arrived is {tuple(arrived.shape)} of {arrived.dtype} on {arrived.device}; "
+            f"pass contiguous {wanted} zeros of torch.int32 on {k.device}"
         )

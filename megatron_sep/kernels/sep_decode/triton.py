@@ -29,6 +29,10 @@ class Launch(NamedTuple):
     warps: int = 4
     stages: int = 3
     """Blocks under way at once in a program."""
+    last_combines: bool = False
+    """Does the share that is ready last compute the output, where it can be told, or a second kernel?"""
+    dependent: bool = False
+    """Launched while the kernel before it still ends, and letting the next one launch so; compute capability 9.0."""
 
 
 PROGRAMS = 2
@@ -36,6 +40,8 @@ PROGRAMS = 2
 LEAST_BLOCKS = 2
 """Blocks of a full cache that are worth a program of their own."""
 MOST_SPLITS = 64
+COMBINED = 2048
+"""Sums for each warp that the last share combines at a time: 64 a thread."""
 
 
 def choose_launch(
@@ -87,31 +93,44 @@ def _turned(rows, there, cos, sin, HALF: tl.constexpr, PAIRS: tl.constexpr):
     return one * cos - two * sin, two * cos + one * sin
 
 
+@triton.jit
+def _combined(
+    SUMS, LARGEST, TOTAL, head, d, filled, splits, D: tl.constexpr, PARTS: tl.constexpr
+):  # fmt: skip
+    """Dimensions ``d`` of the outputs of heads ``head`` from the shares that were not empty, in one order always."""
+    s = tl.arange(0, PARTS)[:, None]
+    part = head.to(tl.int64)[None, :] * splits + s
+    there = s < filled
+    largest = tl.load(LARGEST + part, mask=there, other=float("-inf"), cache_modifier=".cg")
+    total = tl.load(TOTAL + part, mask=there, other=0.0, cache_modifier=".cg")
+    sums_at = SUMS + part[:, :, None] * D + d[None, None, :]
+    sums = tl.load(sums_at, mask=there[:, :, None] & (d < D)[None, None, :], other=0.0, cache_modifier=".cg")
+    weight = tl.exp2(largest - tl.max(largest, 0)[None, :])
+    return tl.sum(weight[:, :, None] * sums, 0) / tl.sum(weight * total, 0)[:, None]
+
+
 @triton.jit(do_not_specialize=["re_r", "C", "K", "heads_a_row"])
 def _decode_kernel(
-    Q, K_NEW, V_NEW, KEYS, VALUES, LENGTH, REACH_END, NOW, COS, SIN, OUT, SUMS, LARGEST, TOTAL, scale,
+    Q, K_NEW, V_NEW, KEYS, VALUES, LENGTH, REACH_END, NOW, COS, SIN, OUT, SUMS, LARGEST, TOTAL, ARRIVED, scale,
     q_b, q_h, kn_b, kn_h, vn_b, vn_h, k_b, k_h, k_c, v_b, v_h, v_c, re_r, C, K, heads_a_row,
     G: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr, PAIRS: tl.constexpr, DIRECT: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, LAST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One share of one key head's slots: the output (DIRECT), or its sums, largest scores and totals of weights.
+
+    The share that arrives last (LAST) makes the output of them, HEADS by COLUMNS at a time.
 
     Of a head's D dimensions the first 2 * HALF turn, as two tiles of HALF (padded: PAIRS), and the rest is plain.
     """
     PLAIN: tl.constexpr = D > 2 * HALF
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     pair = tl.program_id(0)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
     row = pair // heads_a_row
-    length = tl.load(LENGTH + row)
-    used = tl.maximum(tl.minimum(length, C), 0)
-    share = _share(used, splits, BLOCK)
-    start = split * share
-    end = tl.minimum(start + share, used)
-    if (split > 0) & (start >= end):
-        return
-
-    now = tl.load(NOW + row)
     b = (pair // K).to(tl.int64)
     n = (pair % K).to(tl.int64)
     c = tl.arange(0, BLOCK)
@@ -120,20 +139,32 @@ def _decode_kernel(
     whole = d < D
     plain = (whole & (d >= 2 * HALF))[None, :]
     head = (g < G)[:, None]
-    reach_end_at = REACH_END + row.to(tl.int64) * re_r
 
-    # The new token: stored by the first share alone, counted there from registers.
-    k_at = KEYS + b * k_b + n * k_h
-    v_at = VALUES + b * v_b + n * v_h
+    # What does not depend on the length is under way while the length is read.
+    length = tl.load(LENGTH + row)
+    now = tl.load(NOW + row)
+    q_at = Q + b * q_b + (n * G + g.to(tl.int64))[:, None] * q_h
     kn_at = K_NEW + b * kn_b + n * kn_h
     k_new = tl.load(kn_at + d, mask=whole, other=0.0)
     v_new = tl.load(V_NEW + b * vn_b + n * vn_h + d, mask=whole, other=0.0)
+    if PLAIN:
+        q = tl.load(q_at + d[None, :], mask=head & plain, other=0.0)
+    used = tl.maximum(tl.minimum(length, C), 0)
+    share = _share(used, splits, BLOCK)
+    start = split * share
+    end = tl.minimum(start + share, used)
+    if (split > 0) & (start >= end):
+        return
+
+    # The new token: stored by the first share alone, counted there from registers.
+    reach_end_at = REACH_END + row.to(tl.int64) * re_r
+    k_at = KEYS + b * k_b + n * k_h
+    v_at = VALUES + b * v_b + n * v_h
     slot = length.to(tl.int64)
     inside = (length >= 0) & (length < C)
     tl.store(k_at + slot * k_c + d, k_new, mask=whole & inside & (split == 0))
     tl.store(v_at + slot * v_c + d, v_new, mask=whole & inside & (split == 0))
 
-    q_at = Q + b * q_b + (n * G + g.to(tl.int64))[:, None] * q_h
     score_new = tl.zeros([GROUP], tl.float32)
     if HALF > 0:
         column = tl.zeros([1, 1], tl.int64)
@@ -144,7 +175,6 @@ def _decode_kernel(
         q_one = q_one.to(Q.dtype.element_ty)
         q_two = q_two.to(Q.dtype.element_ty)
     if PLAIN:
-        q = tl.load(q_at + d[None, :], mask=head & plain, other=0.0)
         score_new += tl.sum(q.to(tl.float32) * scale * k_new.to(tl.float32)[None, :], 1)
     score_new = tl.where(split == 0, score_new, float("-inf"))
 
@@ -215,28 +245,40 @@ def _decode_kernel(
         tl.store(SUMS + part[:, None] * D + d[None, :], acc, mask=there)
         tl.store(LARGEST + part, top, mask=g < G)
         tl.store(TOTAL + part, total, mask=g < G)
+    if LAST:
+        filled = tl.maximum(tl.cdiv(used, share), 1)
+        tl.debug_barrier()  # all threads have stored their part before one of them says so
+        if tl.atomic_add(ARRIVED + pair, 1, sem="acq_rel") == filled - 1:
+            tl.store(ARRIVED + pair, 0)
+            h = tl.arange(0, HEADS)
+            for first in tl.range(0, G, HEADS):
+                one = pair * G + tl.minimum(first + h, G - 1)
+                for begin in tl.static_range(0, P, COLUMNS):
+                    i = begin + tl.arange(0, COLUMNS)
+                    o = _combined(SUMS, LARGEST, TOTAL, one, i, filled, splits, D, PARTS)
+                    at = OUT + one.to(tl.int64)[:, None] * D + i[None, :]
+                    tl.store(at, o.to(OUT.dtype.element_ty), mask=(first + h < G)[:, None] & (i < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["C", "heads_a_row", "splits"])
 def _combine_kernel(
     OUT, SUMS, LARGEST, TOTAL, LENGTH, C, heads_a_row, splits,
     G: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Some columns of one head's output from the shares that were not empty."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     head = tl.program_id(0)
     length = tl.load(LENGTH + head // G // heads_a_row)
     used = tl.maximum(tl.minimum(length, C), 0)
     filled = tl.maximum(tl.cdiv(used, _share(used, splits, BLOCK)), 1)
-    s = tl.arange(0, PARTS)
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    part = head.to(tl.int64) * splits + s
-    largest = tl.load(LARGEST + part, mask=s < filled, other=float("-inf"))
-    total = tl.load(TOTAL + part, mask=s < filled, other=0.0)
-    there = (s < filled)[:, None] & (d < D)[None, :]
-    sums = tl.load(SUMS + part[:, None] * D + d[None, :], mask=there, other=0.0)
-    weight = tl.exp2(largest - tl.max(largest, 0))
-    o = tl.sum(weight[:, None] * sums, 0) / tl.sum(weight * total, 0)
-    tl.store(OUT + head.to(tl.int64) * D + d, o.to(OUT.dtype.element_ty), mask=d < D)
+    one = head + tl.zeros([1], tl.int32)
+    o = _combined(SUMS, LARGEST, TOTAL, one, d, filled, splits, D, PARTS)
+    at = OUT + one.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(at, o.to(OUT.dtype.element_ty), mask=(d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["s_r", "B", "C", "K", "heads_a_row"])
@@ -279,6 +321,7 @@ def _compact_kernel(
 def triton_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
     length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: tuple[Tensor, Tensor] | None,
+    arrived_BK: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Raises ValueError for a size or type that the kernel lacks."""
     _check_size(k_BKCD)
@@ -293,27 +336,40 @@ def triton_decode(
     cos, sin = (x.contiguous() for x in rotary) if rotary else (out, out)
     half = cos.shape[1] if rotary else 0
     launch = choose_launch(pairs, G, C, D, q.element_size(), rotary is not None, _multiprocessors(q.device))
-    block, splits = launch.block, launch.splits
+    splits = launch.splits
+    last = launch.last_combines and splits > 1 and arrived_BK is not None
     sums, largest, total = out, out, out
     if splits > 1:
         sums = out.new_empty(B * H * splits * D, dtype=torch.float32)
         largest, total = out.new_empty(2, B * H * splits, dtype=torch.float32)
-    heads_a_row = pairs // length.shape[0]
+    heads_a_row, padded = pairs // length.shape[0], triton.next_power_of_2(D)
+    parts = triton.next_power_of_2(splits)
+    columns = min(padded, COMBINED * launch.warps // parts)
+    together = min(triton.next_power_of_2(G), COMBINED * launch.warps // parts // columns)
     _decode_kernel[(pairs, splits)](
-        q, k_new, v_new, k_BKCD, v_BKCD, length, reach_end, now, cos, sin, out, sums, largest, total, scale * LOG2_E,
+        q, k_new, v_new, k_BKCD, v_BKCD, length, reach_end, now, cos, sin, out, sums, largest, total,
+        arrived_BK if last else out, scale * LOG2_E,
         *q.stride()[:2], *k_new.stride()[:2], *v_new.stride()[:2], *k_BKCD.stride()[:3], *v_BKCD.stride()[:3],
         reach_end.stride(0), C, K, heads_a_row,
-        G=G, D=D, P=triton.next_power_of_2(D), GROUP=padded_group(G), BLOCK=block,
+        G=G, D=D, P=padded, GROUP=padded_group(G), BLOCK=launch.block,
         HALF=half, PAIRS=max(16, triton.next_power_of_2(half)), DIRECT=splits == 1,
-        num_warps=launch.warps, num_stages=launch.stages,
+        PARTS=parts if last else 1, HEADS=together if last else 1, COLUMNS=columns if last else padded, LAST=last,
+        DEPENDENT=launch.dependent, num_warps=launch.warps, num_stages=launch.stages,
+        **_dependent(launch),
     )  # fmt: skip
-    if splits > 1:
-        columns = min(triton.next_power_of_2(D), 64)
+    if splits > 1 and not last:
+        columns = min(padded, 64)
         _combine_kernel[(B * H, triton.cdiv(D, columns))](
             out, sums, largest, total, length, C, heads_a_row, splits,
-            G=G, D=D, BLOCK=block, PARTS=triton.next_power_of_2(splits), COLUMNS=columns, num_warps=4,
+            G=G, D=D, BLOCK=launch.block, PARTS=parts, COLUMNS=columns, DEPENDENT=launch.dependent, num_warps=4,
+            **_dependent(launch),
         )  # fmt: skip
     return out
+
+
+def _dependent(launch: Launch) -> dict[str, bool]:
+    """Option of a launch beside a kernel that still runs: versions of Triton without it take all the others."""
+    return {"launch_pdl": True} if launch.dependent else {}
 
 
 def triton_compact(

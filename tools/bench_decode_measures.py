@@ -1,17 +1,27 @@
 """Which measures shorten a decode step at batch 1, where the weights alone take most of it.
 
-    python tools/bench_decode_measures.py [--context 32768] [--profile] [--out measures.json]
+    python tools/bench_decode_measures.py [--profile] [--out measures.json] [ROW ...]
 
-One GPU with 40 GB or more.
+One GPU with 40 GB or more. A row is ``as-is``, or measures joined by +:
 
-Each row is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph)
-with one more measure; the first two are without a part of what the program does, the last two with more. ``copy ms`` is
+no-reductions   products of one row as the library computes them, not as Inductor's reductions
+no-activations  Inductor's own bound of what it computes anew for each row of a matrix
+bookkeeping     what the end of a step does to the slots' tables, compiled
+merged          queries, keys and values as one product, gate and up as another
+turned          merged, and the new token turned by its angles in the decode kernel
+combined        the last share of the decode kernel finishes its output
+launch          the decode kernel cut as --launch says
+dependent       kernels launched while the one before them still ends; compute capability 9.0
+
+Each is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph).
+``off`` is how far its logits are from the first row's, the largest distance over the logits' deviation. ``copy ms`` is
 what reading the weights once takes at the speed of memory, measured by a copy.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +34,14 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, a
 from megatron_sep.generate import decode
 from megatron_sep.generate import slots as slots_module
 from megatron_sep.generate import step as step_module
-from megatron_sep.generate.interface import attention
+from megatron_sep.generate.interface import RUNNING, attention
+from megatron_sep.kernels.sep_decode import decode_attention
+from megatron_sep.kernels.sep_decode import triton as kernel
 
-MEASURES = ("compiled", "products by inductor", "as it is", "products merged", "bookkeeping compiled")
+LADDER = ("as-is", "merged", "merged+combined", "merged+turned+combined", "merged+turned+combined+dependent")
 TUNING, APART = decode.OPTIONS
+DEPENDENT = "triton.enable_pdl"
+OPTIONS, CHOOSE = dict(decode.OPTIONS), kernel.choose_launch
 
 
 class MergedMLP(LlamaMLP):  # type: ignore[misc]
@@ -44,33 +58,76 @@ class MergedAttention(LlamaAttention):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, position_embeddings: Any, **_: Any) -> tuple[Tensor, None]:
         shape = hidden_states.shape[:-1]
-        q, k, v = (
-            part.view(*shape, -1, self.head_dim).transpose(1, 2)
-            for part in torch.split(linear(hidden_states, self.qkv), self.sizes, -1)
-        )
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        out, _ = attention(self, q, k, v, None, scaling=self.scaling)
+        parts = torch.split(linear(hidden_states, self.qkv), self.sizes, -1)
+        q, k, v = (part.view(*shape, -1, self.head_dim).transpose(1, 2) for part in parts)
+        out = self.attended(q, k, v, *position_embeddings)
         return self.o_proj(out.reshape(*shape, -1)), None
 
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        out: Tensor = attention(self, q, k, v, None, scaling=self.scaling)[0]
+        return out
 
-def merge_products(model: Any) -> None:
+
+class TurnedAttention(MergedAttention):
+    """And nothing between them and the attention's kernel."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        current = RUNNING.get()
+        assert current is not None
+        (slots,) = current.cache.groups.values()
+        keys = slots.keys_LBKCD[self.layer_idx]
+        return decode_attention(
+            q[:, :, 0],
+            k[:, :, 0],
+            v[:, :, 0],
+            keys,
+            slots.values_LBKCD[self.layer_idx],
+            slots.length_R,
+            slots.reach_end_RC,
+            slots.seen_R,
+            scale=self.scaling,
+            rotary=slots.rotary.tables(slots.num_slots) if slots.rotary else None,
+            arrived_BK=slots.counter(keys),
+            turn=None if slots.rotary else (cos[:, 0], sin[:, 0]),
+        )
+
+
+def merge_products(model: Any, of_attention: type[MergedAttention] = MergedAttention) -> None:
     """In place; the separate weights become views of the merged ones, so that memory stays what it was."""
     for module in model.modules():
-        if type(module) is LlamaMLP:
-            module.gate_up = _merged([module.gate_proj, module.up_proj])
+        if isinstance(module, LlamaMLP):
+            merge(module, "gate_up", [module.gate_proj, module.up_proj])
             module.__class__ = MergedMLP
-        elif type(module) is LlamaAttention:
+        elif isinstance(module, LlamaAttention):
             parts = [module.q_proj, module.k_proj, module.v_proj]
             module.sizes = [part.out_features for part in parts]
-            module.qkv = _merged(parts)
-            module.__class__ = MergedAttention
+            merge(module, "qkv", parts)
+            module.__class__ = of_attention
 
 
-def _merged(parts: list[Any]) -> nn.Parameter:
+def merge(module: Any, name: str, parts: list[Any]) -> None:
+    """One weight for the parts, unless there is one."""
+    if hasattr(module, name):
+        return
     whole = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
     for part, weight in zip(parts, torch.split(whole, [part.out_features for part in parts]), strict=True):
         part.weight = nn.Parameter(weight, requires_grad=False)
-    return whole
+    setattr(module, name, whole)
+
+
+def without_measures(model: Any) -> None:
+    """The program as it is; merged weights stay, and their parts are used again."""
+    for module in model.modules():
+        for kind in (LlamaMLP, LlamaAttention):
+            if isinstance(module, kind):
+                module.__class__ = kind
+    decode.OPTIONS.clear()
+    decode.OPTIONS |= OPTIONS
+    kernel.choose_launch = CHOOSE
+    for name in ("count_step", "evict"):
+        setattr(slots_module, name, getattr(step_module, name))
 
 
 def compile_bookkeeping() -> None:
@@ -79,15 +136,33 @@ def compile_bookkeeping() -> None:
         setattr(slots_module, name, torch.compile(getattr(step_module, name), dynamic=False))
 
 
-def apply_measures(model: Any, number: int) -> None:
-    """The first ``number`` measures beside what compilation does anyway."""
-    torch.compiler.reset()
-    decode.OPTIONS |= {TUNING: number >= 1, APART: 1 if number >= 2 else 8}
-    if number >= 3:
-        merge_products(model)
-    if number >= 4:
-        compile_bookkeeping()
-    decode.compile_layers(model)
+def launch_with(**changes: Any) -> None:
+    """The decode kernel's launches, otherwise as they are chosen now."""
+    chosen = kernel.choose_launch
+    kernel.choose_launch = lambda *shape: chosen(*shape)._replace(**changes)
+
+
+def launch_dependents() -> None:
+    """Inductor's kernels and the attention's."""
+    if torch.cuda.get_device_capability() < (9, 0) or not hasattr(torch._inductor.config.triton, "enable_pdl"):
+        raise SystemExit("dependent: needs compute capability 9.0 and a torch with torch._inductor's triton.enable_pdl")
+    decode.OPTIONS[DEPENDENT] = True
+    launch_with(dependent=True)
+
+
+def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
+    """What each does to the program and the model."""
+    return {
+        "as-is": lambda: None,
+        "no-reductions": lambda: decode.OPTIONS.update({TUNING: False}),
+        "no-activations": lambda: decode.OPTIONS.update({APART: 8}),
+        "bookkeeping": compile_bookkeeping,
+        "merged": lambda: merge_products(model),
+        "turned": lambda: merge_products(model, TurnedAttention),
+        "combined": lambda: launch_with(last_combines=True),
+        "launch": lambda: launch_with(**dict(zip(kernel.Launch._fields, cut or (), strict=False))),
+        "dependent": launch_dependents,
+    }
 
 
 def weights_gib(model: Any) -> float:
@@ -119,37 +194,59 @@ def kernels(step: Any, times: int = 10) -> list[tuple[str, float, float]]:
     return [(name, spent[name] / times, count[name] / times) for name, _ in spent.most_common(40)]
 
 
-def measured(model: Any, policy: Any, context: int, profile: bool) -> dict[str, Any]:
-    """Of one policy: milliseconds a step, and its kernels where they were asked for."""
+def measured(model: Any, policy: Any, context: int, profile: bool) -> tuple[dict[str, Any], Tensor]:
+    """Of one policy: milliseconds a step, its kernels where they were asked for; and a replayed step's logits."""
+    torch.manual_seed(0)
     decoder, ids = decode.Decoder(model, filled(model, policy, 1, context)), text(1, 1)
+    logits_BV = [decoder.step(ids).float().clone() for _ in range(6)][-1]
     row: dict[str, Any] = {"ms": timed(lambda: decoder.step(ids), 6, 100)}
     if profile:
         row["kernels"] = kernels(lambda: decoder.step(ids))
         row["busy ms"] = sum(spent for _, spent, _ in row["kernels"]) / 1000
-    return row
+    return row, logits_BV
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=LADDER, help=f"by default {' '.join(LADDER)}")
+    parser.add_argument("--context", type=int, default=32_768)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--launch", type=int, nargs=4, metavar=("BLOCK", "SPLITS", "WARPS", "STAGES"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    known = measures(None, None)
+    if unknown := {name for row in options.rows for name in row.split("+")} - set(known):
+        parser.error(f"{', '.join(sorted(unknown))}: no measure; choose from {', '.join(known)}")
+    if (options.launch is None) == any("launch" in row.split("+") for row in options.rows):
+        parser.error("the measure launch and the option --launch go together; pass both or neither")
+    return options
 
 
 def main() -> None:
     """See the top of the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--context", type=int, default=32_768)
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--measures", type=int, nargs="+", default=list(range(len(MEASURES))), help="how many to apply")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parsed()
     model = llama_8b()
     gib = weights_gib(model)
     found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy ms": copy_ms(gib)}
     print(f"{found['gpu']}, torch {torch.__version__}: {gib:.2f} GiB of weights, read in {found['copy ms']:.2f} ms")
-    for number in sorted(options.measures):
-        apply_measures(model, number)
+    first: dict[str, Tensor] = {}
+    apply = measures(model, options.launch)
+    for rung in options.rows:
+        without_measures(model)
+        for name in rung.split("+"):
+            apply[name]()
+        torch.compiler.reset()
+        decode.compile_layers(model)
         for name, policy in (("SepLLM n=256", SEP), ("stream 4,64,256,800", STREAM)):
             free()
-            row = measured(model, policy, options.context, options.profile)
-            found[f"{MEASURES[number]}: {name}"] = row
-            print(f"{MEASURES[number]:24s} {name:22s} {row['ms']:.2f} ms", flush=True)
-            for kernel, spent, count in row.get("kernels", ()):
-                print(f"    {spent:9.1f} us {count:6.1f} x  {kernel}")
+            row, logits_BV = measured(model, policy, options.context, options.profile)
+            expected_BV = first.setdefault(name, logits_BV)
+            row["off"] = float((logits_BV - expected_BV).abs().max() / expected_BV.std())
+            found[f"{rung}: {name}"] = row
+            print(f"{rung:34s} {name:20s} {row['ms']:.2f} ms, off {row['off']:.3f}", flush=True)
+            for title, spent, count in row.get("kernels", ()):
+                print(f"    {spent:9.1f} us {count:6.1f} x  {title}")
         if options.out:
             options.out.write_text(json.dumps(found, indent=1))
 

@@ -138,7 +138,7 @@ class Slots:
             self.seen_R,
             scale=scale,
             rotary=self.rotary.tables(self.num_slots) if self.rotary else None,
-            arrived_BK=self._counter(keys_BKCD),
+            arrived_BK=self.counter(keys_BKCD),
             backend=self.backend,
         )
         return out_BHD[:, :, None]
@@ -415,7 +415,8 @@ class Slots:
         """Zeros turn nothing: the cache itself rotates where positions are those inside it."""
         return {"cache": torch.zeros_like(text_BT), "text": text_BT, "frozen": cached_BT}[self.policy.positions]
 
-    def _counter(self, keys_BKCD: Tensor) -> Tensor:
+    def counter(self, keys_BKCD: Tensor) -> Tensor:
+        """What a step over such keys counts in: int32 [B, K], zeros between the kernels."""
         if self._arrived_BK is None or self._arrived_BK.shape != keys_BKCD.shape[:2]:
             self._arrived_BK = self._counters(*keys_BKCD.shape[:2])
         return self._arrived_BK

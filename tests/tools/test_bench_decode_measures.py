@@ -1,0 +1,73 @@
+"""What the measures of a decode step do to a model: nothing that its logits or its memory would tell."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_sep.generate.attach import attach
+from megatron_sep.generate.decode import Decoder
+from megatron_sep.kernels.sep_decode import triton as kernel
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The program, its measures taken back afterwards."""
+    monkeypatch.syspath_prepend(TOOLS)
+    import bench_decode_measures
+
+    yield bench_decode_measures
+    bench_decode_measures.without_measures(torch.nn.Module())
+    sys.modules.pop("bench_decode_measures")
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", ["SEP", "STREAM"])
+def test_the_measures_leave_the_logits_and_the_weights(tool: Any, name: str) -> None:
+    """Merged products and a token that turns on the way, then without them again; the parts are views."""
+    model, ids = llama(), torch.randint(0, 64, (1, 40), generator=torch.Generator().manual_seed(1))
+    attached, apply = attach(model, getattr(tool, name)), tool.measures(model, None)
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    runs = []
+    for row in ("as-is", "merged", "turned", "as-is"):
+        tool.without_measures(model)
+        decoder = Decoder(model, attached.new_cache(), graph=False)
+        decoder.read(ids)
+        apply[row]()
+        runs.append(torch.stack([decoder.step(ids[:, t : t + 1]) for t in range(3)]))
+    for other in runs[1:]:
+        torch.testing.assert_close(other, runs[0], rtol=1e-5, atol=1e-5)
+    layer = model.model.layers[0]
+    assert layer.self_attn.k_proj.weight.untyped_storage().data_ptr() == layer.self_attn.qkv.data_ptr()
+    assert all(torch.equal(model.state_dict()[key], weight) for key, weight in before.items())
+
+
+def test_measures_of_the_launch_add_up_and_are_taken_back(tool: Any) -> None:
+    """Each changes what it names in the launch that the shapes choose."""
+    shape = (8, 4, 4096, 128, 2, False, 132)
+    chosen = kernel.choose_launch(*shape)
+    apply = tool.measures(torch.nn.Module(), [32, 12, 4, 2])
+    apply["combined"]()
+    apply["launch"]()
+    assert kernel.choose_launch(*shape) == kernel.Launch(32, 12, 4, 2, last_combines=True)
+    tool.without_measures(torch.nn.Module())
+    assert kernel.choose_launch(*shape) == chosen

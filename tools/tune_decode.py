@@ -1,14 +1,15 @@
 """Which launch of the decode kernel is fastest at batch 1, at the slots that bench_decode.py's two policies have.
 
-    python tools/tune_decode.py [--out tuned.json]     one GPU
+    python tools/tune_decode.py [--seconds 60] [--out tuned.json]     one GPU
 
 Times 32 layers of Llama-3-8B's shape (32 query heads on 8 key heads of 128, bf16) in one CUDA graph, each layer with a
 cache of its own, so that nothing is left in the GPU's cache. One choice after another is varied, the best kept, twice
-around. Microseconds are of one layer.
+around or until the seconds of a policy are over. Microseconds are of one layer.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -26,7 +27,7 @@ from megatron_sep.kernels.sep_decode.triton import Launch
 LAYERS, HEADS, KEY_HEADS, SIZE = 32, 32, 8, 128
 CASES = {"SepLLM n=256": (4_608, 4_043, False), "stream 4,64,256,800": (800, 799, True)}
 """Slots, those in use, whether keys turn as they are read."""
-SPLITS, BLOCKS, WARPS, STAGES = (4, 8, 12, 16, 24, 32, 48), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3, 4)
+SPLITS, BLOCKS, WARPS, STAGES = (8, 12, 16, 24, 32), (16, 32, 64), (2, 4, 8), (2, 3, 4)
 
 
 def steps(slots: int, used: int, turns: bool) -> Callable[[], list[Tensor]]:
@@ -69,13 +70,15 @@ def choices() -> list[list[dict[str, Any]]]:
     return [*found, [{"dependent": dependent} for dependent in (False, True)]] if newer else found
 
 
-def tuned(layers: Callable[[], list[Tensor]], chosen: Launch) -> dict[Launch, float]:
+def tuned(layers: Callable[[], list[Tensor]], chosen: Launch, seconds: float) -> dict[Launch, float]:
     """Microseconds of all launches that were tried, the fastest first."""
     kernel.choose_launch = lambda *_: chosen
     spent, expected = microseconds(layers, None)
-    found, best = {chosen: spent}, chosen
+    found, best, end = {chosen: spent}, chosen, time.monotonic() + seconds
     for changes in 2 * choices():
-        for launch in {best._replace(**change) for change in changes} - set(found):
+        for launch in [tried for change in changes if (tried := best._replace(**change)) not in found]:
+            if time.monotonic() > end:
+                break
             kernel.choose_launch = lambda *_, x=launch: x
             try:
                 found[launch] = microseconds(layers, expected)[0]
@@ -88,6 +91,7 @@ def tuned(layers: Callable[[], list[Tensor]], chosen: Launch) -> dict[Launch, fl
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="of each policy")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -95,7 +99,7 @@ def main() -> None:
     report, choose = {}, kernel.choose_launch
     for name, (slots, used, turns) in CASES.items():
         chosen = choose(KEY_HEADS, HEADS // KEY_HEADS, slots, SIZE, 2, turns, processors)
-        found = tuned(steps(slots, used, turns), chosen)
+        found = tuned(steps(slots, used, turns), chosen, options.seconds)
         print(f"{name}, {used} slots: {found[chosen]:.2f} us as chosen, {chosen}; the best of {len(found)}:")
         for launch, spent in list(found.items())[:6]:
             print(f"    {spent:6.2f} us  {launch}", flush=True)

@@ -8,6 +8,7 @@ from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.decode import Decoder, compile_layers
+from megatron_sep.kernels.sep_decode import triton as kernel
 
 pytestmark = pytest.mark.gpu
 
@@ -88,6 +89,27 @@ def test_graph_equals_steps(name: str) -> None:
     eager, replayed = (decoder.cache for decoder in decoders)
     assert eager.retention() == replayed.retention()
     assert eager.columns == replayed.columns == 700
+
+
+@pytest.mark.parametrize("name", ["sep", "cache"])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_graph_whose_last_shares_combine_equals_steps(
+    name: str, dependent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replayed 200 times: the logits of steps with a second kernel, bit for bit; also where kernels overlap."""
+    if dependent and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("dependent launches need compute capability 9.0")
+    model = llama().to("cuda", torch.bfloat16)
+    attached = attach(model, POLICIES[name])
+    ids = torch.randint(0, 64, (2, 400), generator=torch.Generator().manual_seed(1)).cuda()
+    runs = []
+    for changes in ({}, {"last_combines": True, "dependent": dependent}):
+        launch = kernel.Launch(16, 5, **changes)
+        monkeypatch.setattr(kernel, "choose_launch", lambda *_, x=launch: x)
+        decoder = Decoder(model, attached.new_cache())
+        decoder.read(ids[:, :200])
+        runs.append(torch.stack([decoder.step(ids[:, t : t + 1]).clone() for t in range(200, 400)]))
+    assert torch.equal(*runs)
 
 
 def test_compiled_layers_change_nothing_but_rounding() -> None:

@@ -37,8 +37,8 @@ class Launch(NamedTuple):
 
 PROGRAMS = 2
 """Programs wanted on a multiprocessor: each has several blocks under way, which hides the memory's latency."""
-LEAST_BLOCKS = 2
-"""Blocks of a full cache that are worth a program of their own."""
+FEWEST_BLOCKS = 4
+"""Blocks of a full cache from which on they are shared among programs, whose shares have to be combined."""
 MOST_SPLITS = 64
 COMBINED = 2048
 """Sums for each warp that the last share combines at a time: 64 a thread."""
@@ -56,10 +56,12 @@ def choose_launch(
     elements = 4096 if group == 1 else 2048 if exact else 8192
     block = min(max(elements // (2 if rotary else 1) // padded, 16), 64)
     wanted = triton.cdiv(PROGRAMS * multiprocessors, rows)
-    splits = max(1, min(wanted, triton.cdiv(slots, block) // LEAST_BLOCKS, MOST_SPLITS))
+    blocks = triton.cdiv(slots, block)
+    splits = min(wanted, blocks, MOST_SPLITS) if blocks >= FEWEST_BLOCKS else 1
     queries = padded_group(group) * padded
     warps = 8 if queries > (2048 if exact else 4096) else 2 if queries <= 2048 and not exact else 4
-    return Launch(block, splits, warps)
+    one_block_each = 1 < splits == blocks
+    return Launch(block, splits, max(warps, 4), stages=2) if one_block_each else Launch(block, splits, warps)
 
 
 def padded_group(group: int) -> int:

@@ -1,6 +1,6 @@
 """Tells megatron-core whose Adam it works with; what happens to be installed has no say.
 
-megatron-core 0.16.1 decides when it is imported: Transformer Engine's Adam, else apex's, else torch's. It then builds
+megatron-core decides when it is imported: Transformer Engine's Adam, else apex's, else torch's. It then builds
 an optimizer of that class and, in checkpoints, looks for the number of the step where that library keeps it.
 """
 

@@ -1,8 +1,9 @@
 """Lets megatron-core run where torch has no CUDA; with adam.py and seeds.py the only place that patches.
 
-megatron-core 0.16.1 names the device "cuda" in factory calls, asks tensors for their CUDA type name and keeps its
-random states on the GPU. `install` answers all three from the CPU. It changes the process for good and does nothing
-where CUDA is present, so call it before the first model is built and nowhere else.
+megatron-core, 0.16.1 as 0.19, names the device "cuda" in factory calls, asks tensors for their CUDA type name, waits
+for the device and keeps its random states on the GPU; 0.19 also asks for the stream that gradients are reduced behind.
+`install` answers all of it from the CPU. It changes the process for good and does nothing where CUDA is present, so
+call it before the first model is built and nowhere else.
 """
 
 import contextlib
@@ -85,7 +86,7 @@ def install() -> None:
         return
     torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
     torch.cuda.synchronize = lambda device=None: None  # noqa: ARG005
-    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value]  # noqa: ARG005
+    _without_streams()
     mode = CudaMeansCpu()
     mode.__enter__()  # type: ignore[no-untyped-call]
     _installed.append(mode)
@@ -94,3 +95,8 @@ def install() -> None:
 
     random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
     random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+def _without_streams() -> None:
+    """For 0.19, which keeps the current stream and uses it on a GPU alone."""
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment, return-value]  # noqa: ARG005

@@ -1,6 +1,6 @@
 """Where megatron-core's writers of checkpoints leave what they wrote: in this process.
 
-megatron-core 0.16.1 starts a process of its own for that queue, which costs seconds at the first save and outlives a
+megatron-core starts a process of its own for that queue, which costs seconds at the first save and outlives a
 process that is killed.
 """
 

@@ -10,13 +10,18 @@ from megatron_sep.data.resolved import Resolved, resolve
 from megatron_sep.data.separator_notes import separator_notes, shown_samples
 from megatron_sep.data.tokenizer import TokenizerError
 from megatron_sep.errors import UserError
+from megatron_sep.weights.sealed import versions_here
 
 
 def describe(sketch: Sketch) -> str:
-    """YAML of every setting, then parameters and patterns, and what training still needs; needs no GPU."""
-    text = [to_yaml(sketch.config, without=sketch.missing).rstrip(), "", *_size_and_layers(sketch)]
+    """YAML of every setting, then parameters, patterns and versions, and what training still needs; needs no GPU."""
+    text = [to_yaml(sketch.config, without=sketch.missing).rstrip(), "", *_size_and_layers(sketch), _versions_line()]
     needed = ", ".join(f"{place} (GPT-NeoX's {key})" if key else place for place, key in sketch.missing.items())
     return "\n".join([*text, *([f"# training still needs {needed}"] if needed else [])])
+
+
+def _versions_line() -> str:
+    return "# with " + ", ".join(f"{name} {version}" for name, version in versions_here().items())
 
 
 def _size_and_layers(sketch: Sketch) -> list[str]:

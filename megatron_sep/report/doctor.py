@@ -22,6 +22,7 @@ from megatron_sep.parallel.device import current_device
 
 PACKAGES = {
     "megatron-core": ("megatron.core", "pip install megatron_sep"),
+    "numpy": ("numpy", "pip install megatron_sep"),
     "Triton": ("triton", "comes with torch for CUDA; Sep-Attention's fused kernel needs it"),
     "Transformer Engine": ("transformer_engine.pytorch", "optional; build it from NVIDIA's source or wheel"),
     "apex": ("apex.optimizers", "optional; build it from NVIDIA/apex, PyPI's apex is another project"),

@@ -1,6 +1,10 @@
 """What `show` prints of a run beside its settings."""
 
 from collections.abc import Callable
+from importlib import metadata
+from platform import python_version
+
+import torch
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.words import in_words
@@ -12,6 +16,14 @@ from megatron_sep.report.describe import describe
 def shown(config: RunConfig) -> str:
     """What `show` prints of a whole configuration."""
     return describe(Sketch(config, {}))
+
+
+def test_the_versions_in_use_are_told(tiny: Callable[..., RunConfig]) -> None:
+    """Those that a checkpoint would name, in one line."""
+    (line,) = [line for line in shown(tiny()).splitlines() if line.startswith("# with ")]
+    assert f"python {python_version()}, " in line
+    assert f"megatron-core {metadata.version('megatron-core')}, " in line
+    assert f"torch {torch.__version__}, " in line
 
 
 def test_separators_are_measured_where_the_data_is(tiny: Callable[..., RunConfig]) -> None:

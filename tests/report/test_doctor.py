@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def test_a_machine_is_told_line_by_line(tiny: Callable[..., RunConfig], monkeypa
     lines = list(doctor(tiny()))
     assert any(line.startswith("wandb: not installed") and "megatron_sep[log]" in line for line in lines)
     assert any(line.startswith("transformers: 5.") for line in lines)
+    assert f"megatron-core: {metadata.version('megatron-core')}" in lines
     assert "  cross_entropy: torch" in lines
     assert any(line.startswith("    apex: it needs CUDA") or line.startswith("    apex: apex") for line in lines)
     assert [line for line in lines if line.startswith("!")] == []

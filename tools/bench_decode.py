@@ -25,6 +25,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder, compile_layers
@@ -155,7 +156,7 @@ def eager_step(model: Any, batch: int, context: int) -> dict[str, float]:
         separator = torch.isin(past, torch.tensor(SEPARATORS, device="cuda"))
         seen = separator | (position < 3) | (position >= past.shape[1] - 256)
         mask = torch.where(seen, 0.0, torch.finfo(torch.bfloat16).min).to(torch.bfloat16)[:, None, None]
-        model(past[:, -1:], attention_mask=mask, past_key_values=cache, position_ids=position[None, -1:])
+        model(past[:, -1:], attention_mask=mask, position_ids=position[None, -1:], **{cache_name(model): cache})
 
     milliseconds = timed(step, 3, 20)
     return {"ms": milliseconds, "tokens_per_s": 1000 * batch / milliseconds}

@@ -27,6 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.errors import UserError
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import attach
 
 EXACT, REFUSED, UNVERIFIED, WRONG, CRASHES = "exact", "refused", "not verified", "wrong", "crashes"
@@ -170,7 +171,7 @@ def _in_parts(sizes: list[int]) -> Callable[[Any, Tensor, Tensor, float], bool]:
     def check(model: Any, ids: Tensor, masked: Tensor, tolerance: float) -> bool:
         with attached(model) as attachment:
             cache = attachment.new_cache()
-            parts = [model(part, past_key_values=cache).logits for part in torch.split(ids, sizes, dim=1)]
+            parts = [model(part, **{cache_name(model): cache}).logits for part in torch.split(ids, sizes, dim=1)]
         return _apart(torch.cat(parts, 1), masked) < tolerance
 
     return check

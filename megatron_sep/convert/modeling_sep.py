@@ -5,6 +5,7 @@
 which `generate` makes, keeps the keys and values that can still be seen and frees the others.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from transformers import Cache, DynamicCache, GPTNeoXForCausalLM, LlamaForCausal
 
 from .sep_cache import columns_in, free, ids_in, prepare, remember
 from .sep_pattern import AttentionPattern, document_numbers
+
+_CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls a cache: since 5.24, and before."""
 
 
 class SepAttention:
@@ -29,6 +33,7 @@ class SepAttention:
         self._patterns = list(dict.fromkeys(own))
         self._pattern_of_layer = [self._patterns.index(each) for each in own]
         self._document_end = sep["document_end"]
+        self._cache_name = _cache_name(self.base_model)
         self.base_model.register_forward_pre_hook(self._see, with_kwargs=True)
         self.base_model.register_forward_hook(_remember, with_kwargs=True)
         for number, layer in enumerate(self.base_model.layers):
@@ -45,6 +50,7 @@ class SepAttention:
                 f"attn_implementation={self.config._attn_implementation!r} takes no mask of its own for each layer; "
                 "load the model with attn_implementation='sdpa'"
             )
+        kwargs = dict(kwargs)
         cache = self._cache_for(kwargs)
         ids = _with_past(kwargs["input_ids"], cache)
         real = _real(kwargs.get("attention_mask"), ids)
@@ -53,11 +59,12 @@ class SepAttention:
         if cache is not None:
             free(cache, plans)
         masks = self._masks(plans, kwargs["input_ids"].shape[1], cache)
-        return (), kwargs | {"attention_mask": masks, "past_key_values": cache}
+        return (), kwargs | {"attention_mask": masks, self._cache_name: cache}
 
     def _cache_for(self, kwargs: dict[str, Any]) -> Any:
-        """The cache of the call, or a new one where one is wanted; an empty one is told what to keep."""
-        cache, wanted = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        """Take the cache out of the call, or make one where one is wanted; an empty one is told what to keep."""
+        given = [kwargs.pop(name, None) for name in _CACHE_NAMES]
+        cache, wanted = next((each for each in given if each is not None), None), kwargs.get("use_cache")
         if cache is None and (self.config.use_cache if wanted is None else wanted):
             cache = DynamicCache(config=self.config)
         if cache is not None and not cache.get_seq_length():
@@ -79,9 +86,13 @@ class SepAttention:
         return torch.zeros_like(whole, dtype=self.dtype).masked_fill(~whole, torch.finfo(self.dtype).min)
 
 
+def _cache_name(model: torch.nn.Module) -> str:
+    return next(name for name in _CACHE_NAMES if name in signature(model.forward).parameters)
+
+
 def _remember(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
     """A hook that leaves the ids of the new tokens in the cache."""
-    cache = getattr(output, "past_key_values", None)
+    cache = next((output[name] for name in _CACHE_NAMES if name in output), None) if isinstance(output, dict) else None
     if cache is not None and ids_in(cache) is not None and cache.get_seq_length():
         remember(cache, kwargs["input_ids"])
 
@@ -121,7 +132,7 @@ def _with_past(input_ids: Tensor, cache: Any) -> Tensor:
         return input_ids
     ids = ids_in(cache)
     if ids is None or ids.get_seq_length() != length:
-        raise ValueError("past_key_values was not made by this model: the ids of its tokens are not known; start anew")
+        raise ValueError("the cache was not made by this model: the ids of its tokens are not known; start anew")
     if len(ids.keys) != len(input_ids):
         raise ValueError(f"the cache holds {len(ids.keys)} sequences, input_ids {len(input_ids)}; start a new cache")
     return torch.cat([ids.keys[:, 0, :, 0], input_ids], 1)

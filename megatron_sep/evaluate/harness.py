@@ -10,6 +10,7 @@ import torch
 
 from megatron_sep.data.extras import needs_extra
 from megatron_sep.evaluate.texts import EvaluationError
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import Attachment
 from megatron_sep.generate.cache import Retention
 
@@ -89,13 +90,14 @@ class AttachedLM(HFLM):  # type: ignore[misc]
         assert attn_mask is None
         assert labels is None
         cache = self.attachment.new_cache()
-        logits = self.model(inps, past_key_values=cache).logits
+        logits = self.model(inps, **{cache_name(self.model): cache}).logits
         self._count(cache.retention())
         return logits
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         cache = self.attachment.new_cache()
-        made = super()._model_generate(context, max_length, stop, past_key_values=cache, **generation_kwargs)
+        generation_kwargs[cache_name(self.model)] = cache
+        made = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self._count(cache.retention())
         return made
 

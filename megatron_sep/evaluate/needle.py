@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.evaluate.texts import EvaluationError
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import Attachment
 from megatron_sep.generate.cache import Retention
 from megatron_sep.generate.decode import Decoder
@@ -126,7 +127,7 @@ def try_trial(model: Any, attachment: Attachment, trial: Trial) -> Found:
     real_RT = torch.tensor([[t < len(each) for t in range(longest)] for each in trial.candidates], device=device)
     logits_RTV = first_1V[:, None].expand(rows, 1, -1)
     if longest > 1:
-        behind_RTV = model(ids_RT[:, :-1], past_key_values=decoder.cache).logits
+        behind_RTV = model(ids_RT[:, :-1], **{cache_name(model): decoder.cache}).logits
         logits_RTV = torch.cat([logits_RTV, behind_RTV], dim=1)
     loss_RT = cross_entropy(logits_RTV.flatten(0, 1).float(), ids_RT.flatten(), reduction="none").view_as(ids_RT)
     nats_R = (loss_RT * real_RT).sum(1)

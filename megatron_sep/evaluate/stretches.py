@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from megatron_sep.evaluate.texts import EvaluationError
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import Attachment
 from megatron_sep.generate.cache import Retention, SepCache
 
@@ -111,7 +112,7 @@ def _pass(model: torch.nn.Module, attachment: Attachment, ids_N: Tensor, rows: S
     device = next(model.parameters()).device
     ids_BT = torch.stack([ids_N[row.begin : row.end] for row in rows]).to(device)
     cache = attachment.new_cache()
-    logits_BTV = model(ids_BT, past_key_values=cache).logits
+    logits_BTV = model(ids_BT, **{cache_name(model): cache}).logits
     counted_BT = torch.stack([torch.arange(row.begin + 1, row.end) >= row.first for row in rows]).to(device)
     loss_BT = _losses(logits_BTV[:, :-1], ids_BT[:, 1:])
     return _stretch(cache.retention(), rows[-1].end, int(counted_BT.sum()), float(loss_BT[counted_BT].sum()))
@@ -132,7 +133,7 @@ def flow(model: torch.nn.Module, attachment: Attachment, ids_N: Tensor, *, chunk
         nats = torch.zeros((), dtype=torch.float64, device=device)
         for at in range(begin, end, chunk):
             ids_1T = ids_N[None, at : min(at + chunk, end) + 1].to(device)
-            nats += _losses(model(ids_1T[:, :-1], past_key_values=cache).logits, ids_1T[:, 1:]).sum()
+            nats += _losses(model(ids_1T[:, :-1], **{cache_name(model): cache}).logits, ids_1T[:, 1:]).sum()
         now = cache.retention()
         yield _stretch(now.since(before), end + 1, end - begin, float(nats))
         before = now

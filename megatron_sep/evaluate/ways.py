@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_sep.attention.rules import LayerRules
 from megatron_sep.convert.check import export_model, own_logits
 from megatron_sep.data.tokenizer import Tokenizer
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.load import load, with_positions
 from megatron_sep.model.operations import operations_table, training_call
@@ -81,9 +82,9 @@ class Ways:
         length = self.ids_1T.shape[1]
         prompt = max(1, length - decoded) if decoded else length
         parts = [prompt // 2, prompt - prompt // 2, *[1] * (length - prompt)] if decoded else [length]
-        logits = []
+        logits, name = [], cache_name(model)
         for part in torch.split(self.ids_1T, [size for size in parts if size], dim=1):
-            output = model(part, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(part, use_cache=True, **{name: cache})
+            cache = output[name]
             logits.append(output.logits[0].float())
         return torch.cat(logits)

@@ -13,6 +13,8 @@ from megatron_sep.generate.rotary import Rotary
 _ROTATE_HALF = ("gpt_neox", "llama", "falcon")
 """Architectures whose rotary embedding the cache can compute itself."""
 _FIXED_FREQUENCIES = ("default", "linear", "llama3")
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls a cache: since 5.24, and before."""
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -52,6 +54,12 @@ def outer_models(model: PreTrainedModel, decoder: PreTrainedModel) -> list[PreTr
 def parameters(module: nn.Module) -> list[str]:
     """Of its forward pass, in order."""
     return list(inspect.signature(module.forward).parameters)
+
+
+def cache_name(module: nn.Module) -> str:
+    """What the cache is called among the arguments and the results of a model's forward pass."""
+    there = parameters(module)
+    return next((name for name in CACHE_NAMES if name in there), CACHE_NAMES[-1])
 
 
 def check_architecture(decoder: PreTrainedModel) -> None:

@@ -16,6 +16,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from megatron_sep.attention.layers import layer_patterns
 from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.generate.architecture import (
+    CACHE_NAMES,
+    cache_name,
     check_architecture,
     decoder_of,
     outer_models,
@@ -49,11 +51,16 @@ class Attachment:
     """Those of the model, as far as transformers does not compute them."""
     _parameters: list[str]
     """Of its forward pass, in order."""
+    _cache_name: str
+    """Of those the one that is the cache."""
     _former: str = ""
     _handles: list[Any] = field(default_factory=list)
 
     def new_cache(self) -> SepCache:
-        """An empty cache, to pass as ``past_key_values``; without one, each text starts a new one."""
+        """An empty cache, to pass as ``cache``; without one, each text starts a new one.
+
+        Before transformers 5.24 the argument is called ``past_key_values``.
+        """
         return SepCache(self.policies, **self.options)
 
     def detach(self) -> None:
@@ -88,7 +95,7 @@ class Attachment:
         given["attention_mask"] = current.mask(text.ids_BT) if needs_a_mask else None
         if repeats:
             given["use_cache"] = False
-        return (), given | {"past_key_values": current.cache if current.keeps else None}
+        return (), given | {self._cache_name: current.cache if current.keeps else None}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, _module: nn.Module, _args: Any, output: Any) -> None:
@@ -109,19 +116,18 @@ class Attachment:
 
     def _pass_for(self, given: dict[str, Any], repeats: bool) -> Pass:
         """With the cache that the call brings, a new one, or one for this pass alone where none is to be kept."""
-        past, wanted = given.get("past_key_values"), given.get("use_cache")
+        brought = [given.pop(name, None) for name in CACHE_NAMES]
+        past, wanted = next((cache for cache in brought if cache is not None), None), given.get("use_cache")
         if wanted is None:
             wanted = getattr(self.decoder.config, "use_cache", True)
         own = past if isinstance(past, SepCache) else None
         if past is not None and past.get_seq_length() > 0 and (repeats or own is None):
             way = "start from an empty one, or from SepCache" if own is None else "gradient checkpointing needs none"
-            raise AttachError(f"past_key_values: a {type(past).__name__} with {past.get_seq_length()} tokens; {way}")
+            raise AttachError(f"cache: a {type(past).__name__} with {past.get_seq_length()} tokens; {way}")
         keeps = (own is not None or wanted) and not repeats
         cache = self.new_cache() if own is None or not keeps else own
         if cache.policies != self.policies:
-            raise AttachError(
-                "past_key_values: made for other policies than the model is attached to; start a new cache"
-            )
+            raise AttachError("cache: made for other policies than the model is attached to; start a new cache")
         return Pass(self, cache, keeps, RUNNING.get())
 
     def _check_implementation(self) -> None:
@@ -162,7 +168,7 @@ def attach(
     settings |= {"bilevel": positions.bilevel, "distances": positions.slopes_H is not None}
     turns = first_policy(policies).positions == "cache" and positions.slopes_H is None
     settings["rotary"] = rotary_of(decoder) if turns else None
-    attachment = Attachment(decoder, policies, widths, settings, positions, parameters(decoder))
+    attachment = Attachment(decoder, policies, widths, settings, positions, parameters(decoder), cache_name(decoder))
     attachment.new_cache()  # raises before anything is changed
     former: Any = getattr(decoder, "sep_attachment", None)
     if former is not None:

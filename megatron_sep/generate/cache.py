@@ -406,12 +406,12 @@ class SepCache(Cache):  # type: ignore[misc]
     def _check_state(self, batch: int) -> None:
         if self._broken:
             raise CacheError(
-                "past_key_values: a forward pass failed midway and left a part of its tokens here; call reset() and "
+                "cache: a forward pass failed midway and left a part of its tokens here; call reset() and "
                 "send the text again"
             )
         if self.groups and batch != self.batch_size:
             raise CacheError(
-                f"past_key_values: holds {self.batch_size} texts, and {batch} came; start a new cache, or make copies "
+                f"cache: holds {self.batch_size} texts, and {batch} came; start a new cache, or make copies "
                 "of its texts with batch_select_indices"
             )
 

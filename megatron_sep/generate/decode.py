@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.why_not import fused_decode
@@ -24,6 +25,7 @@ class Decoder:
 
     def __init__(self, model: Any, cache: SepCache, graph: bool | None = None) -> None:
         self.model, self.cache = model, cache
+        self._given = {cache_name(model): cache}
         self._wanted = _fused(model) if graph is None else graph
         self._graph: torch.cuda.CUDAGraph | None = None
         self._steps = 0
@@ -36,7 +38,7 @@ class Decoder:
         for begin in range(0, ids_BT.shape[1], chunk):
             columns = slice(begin, begin + chunk)
             mask = None if attention_mask is None else attention_mask[:, columns]
-            output = self.model(ids_BT[:, columns], attention_mask=mask, past_key_values=self.cache, logits_to_keep=1)
+            output = self.model(ids_BT[:, columns], attention_mask=mask, logits_to_keep=1, **self._given)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -66,7 +68,7 @@ class Decoder:
         self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
 
     def _run(self, ids_B1: Tensor) -> Tensor:
-        logits: Tensor = self.model(ids_B1, past_key_values=self.cache).logits[:, -1]
+        logits: Tensor = self.model(ids_B1, **self._given).logits[:, -1]
         return logits
 
     def _warm_up(self, ids_B1: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megatron_sep.attention.layers import plan_layers
 from megatron_sep.attention.pattern import AttentionPattern
+from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.interface import AttachError
@@ -49,7 +50,7 @@ def attention_weights(model: Any, patterns: list[AttentionPattern], ids_BT: Tens
     try:
         cache = WatchedCache(attachment.policies, **attachment.options)
         cache.visible = tuple(plan.dense() for plan in plan_layers(patterns, ids_BT))
-        model(input_ids=ids_BT.to(model.device), past_key_values=cache)
+        model(input_ids=ids_BT.to(model.device), **{cache_name(model): cache})
         return [cache.weights[layer] for layer in range(len(patterns))]
     finally:
         attachment.detach()

@@ -31,15 +31,13 @@ from megatron_sep.kernels.adamw import AdamW
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.engine import Engine, StepResult
-from megatron_sep.train.megatron_files import MegatronWriting
+from megatron_sep.train.megatron_files import PLAIN, MegatronWriting
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.checkpoint_files import OPTIMIZER_STATE, CheckpointFiles
 from megatron_sep.weights.sealed import CheckpointError
 
 Tree = dict[str, Any]
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_COMMON = "common.pt"
-"""megatron-core's file of what is no tensor."""
 _LARGEST_BUCKET = 500_000_000
 """Gradients that are reduced together; DeepSpeed's own default."""
 _SETTINGS_OF_GROUP = {"is_expert_parallel": False, "default_config": True, "lr_mult": 1.0, "is_decoupled_lr": False}
@@ -275,5 +273,5 @@ def _missing(states: dict[str, CheckpointFiles], names: Iterable[str]) -> Iterat
 
 def _steps_in(folder: Path) -> float:
     """How often AdamW had been applied."""
-    common = torch.load(folder / _COMMON, weights_only=True)
+    common = torch.load(folder / PLAIN, weights_only=True)
     return float(common["optimizer"]["optimizer"]["param_groups"][0]["step"])

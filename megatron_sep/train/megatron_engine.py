@@ -29,11 +29,10 @@ from megatron_sep.parallel.groups import ParallelError
 from megatron_sep.parallel.topology import Topology
 from megatron_sep.train.beside_backward import Accumulate, begin_reductions
 from megatron_sep.train.engine import Engine, OptimizerSlot, StepResult
-from megatron_sep.train.megatron_files import MegatronWriting
+from megatron_sep.train.megatron_files import MegatronWriting, check_safe
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.train.own_work import OwnWork
 from megatron_sep.train.recorded import Recorder
-from megatron_sep.weights.safe_metadata import read_metadata
 from megatron_sep.weights.sealed import CheckpointError
 
 Tree = dict[str, Any]
@@ -227,7 +226,7 @@ class MegatronEngine(Engine):
 
     def load(self, folder: Path) -> None:
         """On this or another number of ranks, in this or another layout. No code of the files runs."""
-        read_metadata(folder)  # megatron-core reads it again, without restriction
+        check_safe(folder)
         self._take_over(dist_checkpointing.load(self._state(loading=True), str(folder)))
 
     def _state(self, loading: bool = False) -> Tree:

@@ -17,6 +17,8 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron_sep.parallel.background import in_background
 from megatron_sep.parallel.core_versions import own_writer
 from megatron_sep.parallel.results import results_into
+from megatron_sep.weights.safe_metadata import read_metadata
+from megatron_sep.weights.sealed import CheckpointError
 
 Bucket = tuple[Any, str, tuple[list[Any], list[Any]]]
 """megatron-core's name for what goes into one file: its path, its name, and its bytes and tensors with their places."""
@@ -26,6 +28,13 @@ _RANK_FILE = re.compile(r"__(\d+)_\d+\.distcp")
 
 PLAIN = "common.pt"
 """The file of what is no tensor."""
+
+
+def check_safe(folder: Path) -> None:
+    """Before megatron-core reads a checkpoint without restriction. Raises CheckpointError, WeightsError."""
+    read_metadata(folder)
+    if not (folder / PLAIN).exists():  # newer versions would unpickle what is no tensor from among the tensors
+        raise CheckpointError(f"{folder}: has no {PLAIN}, which every checkpoint has; take another one")
 
 
 class MegatronWriting:

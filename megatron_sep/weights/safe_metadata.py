@@ -29,7 +29,7 @@ _ALLOWED = frozenset(
         ("builtins", "frozenset"),
     ]
 )
-"""Module and name of what torch 2.11 to 2.13 and megatron-core put there; all that they do is hold values."""
+"""Module and name of what torch 2.11 to 2.15 and megatron-core put there; all that they do is hold values."""
 
 
 _MOST_PLACES = 2**24
@@ -71,7 +71,8 @@ def read_metadata(folder: Path) -> Metadata:
         with path.open("rb") as file:
             found = _Restricted(file).load()
     except UNREADABLE as error:
-        raise WeightsError(f"{path}: is damaged, or no checkpoint of torch: {error}") from error
+        known = f"no checkpoint of torch {torch.__version__} or older"
+        raise WeightsError(f"{path}: is damaged, or {known}: {error}") from error
     if not isinstance(found, Metadata):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not the metadata of a checkpoint")
     _check_names(path, found)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.cases import full_run
 from support.layouts import ATTENTIONS, LAYOUTS, Cell, cells
+from support.saved import saved_tensors
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.parallel.groups import topology
@@ -115,10 +116,8 @@ def logged(run: Path) -> dict[int, dict[str, float]]:
 
 def moments(run: Path) -> dict[str, torch.Tensor]:
     """Adam's first moment of each parameter after the first step, the layers apart."""
-    from megatron.core import dist_checkpointing
-
-    plain = dist_checkpointing.load_plain_tensors(str(run / "checkpoints" / "step-00000001"))
-    found = {key: value for key, value in plain.items() if isinstance(value, torch.Tensor) and ".exp_avg." in key}
+    saved = saved_tensors(run / "checkpoints" / "step-00000001")
+    found = {key: value for key, value in saved.items() if ".exp_avg." in key}
     layered = {key: value for key, value in found.items() if ".layers." in key}
     apart = {f"{key}[{i}]": layer for key, value in layered.items() for i, layer in enumerate(value)}
     return {key: value for key, value in found.items() if key not in layered} | apart

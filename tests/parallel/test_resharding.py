@@ -6,12 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from parallel.resharding import MORE, STEPS, turn
 from support.cases import full_run
+from support.saved import saved_tensors
 from torch import Tensor
 
 from megatron_sep.config import RunConfig, to_yaml
@@ -102,14 +102,11 @@ def start(folder: Path, ranks: int, names: Iterable[str]) -> None:
 
 def content(run: Path) -> tuple[dict[str, Tensor], float]:
     """Every tensor of a run's newest checkpoint, and how often its optimizer was applied."""
-    from megatron.core import dist_checkpointing
-
     newest = newest_verified(run / "checkpoints")
     assert newest is not None
-    plain: dict[str, Any] = dist_checkpointing.load_plain_tensors(str(newest))
     common = torch.load(newest / "common.pt", weights_only=True)
     (step,) = {group["step"] for group in common["optimizer"]["optimizer"]["param_groups"]}
-    return {name: value for name, value in plain.items() if isinstance(value, Tensor)}, step
+    return saved_tensors(newest), step
 
 
 @pytest.mark.parametrize("pair", PAIRS)

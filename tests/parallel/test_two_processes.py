@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.saved import newest_tensors
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
 from megatron_sep.convert.convert import convert
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import open_source
-from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -82,15 +82,6 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
 
 
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    from megatron.core import dist_checkpointing
-
-    newest = newest_verified(run / "checkpoints")
-    assert newest is not None
-    plain = dist_checkpointing.load_plain_tensors(str(newest))
-    return {key: value for key, value in plain.items() if isinstance(value, torch.Tensor)}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_and_gradient_norms_equal_those_of_one_process(runs: Path, layout: str) -> None:
     """Training loss, validation loss and gradient norm of each step agree within 1e-5; so does the visible share."""
@@ -106,7 +97,7 @@ def test_losses_and_gradient_norms_equal_those_of_one_process(runs: Path, layout
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_gradient_equals_that_of_one_process(runs: Path, layout: str) -> None:
     """Adam's first moment is a sum of clipped gradients: it agrees tensor by tensor within 1e-5 of its norm."""
-    one, two = tensors(runs / "one"), tensors(runs / layout)
+    one, two = newest_tensors(runs / "one"), newest_tensors(runs / layout)
     moments = [key for key in one if ".exp_avg." in key]
     assert len(moments) == 16  # twelve of a layer, stacked over the layers, and four outside
     for key in moments:
@@ -120,7 +111,7 @@ def test_muon_steps_as_on_one_process(runs: Path, layout: str) -> None:
 
     Halves that were turned on their own would be more than a half apart.
     """
-    first, one, two = (tensors(runs / name) for name in ("one", "muon, one", layout))
+    first, one, two = (newest_tensors(runs / name) for name in ("one", "muon, one", layout))
     for key in (key for key in one if key.startswith("decoder.") and key.endswith(".weight")):
         apart, moved = (one[key] - two[key]).norm(), (one[key] - first[key]).norm()
         assert float(apart / moved) < 0.1, key

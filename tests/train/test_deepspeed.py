@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.cases import full_run
+from support.saved import newest_tensors
 from torch import Tensor
 
 from megatron_sep.config import RunConfig
@@ -18,7 +19,6 @@ from megatron_sep.parallel.groups import topology
 from megatron_sep.train.engine import engine_class
 from megatron_sep.train.written import read_jsonl
 from megatron_sep.weights.open_source import open_source
-from megatron_sep.weights.sealed import newest_verified
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -58,16 +58,6 @@ def train(config: RunConfig) -> list[dict[str, float]]:
     return [{key: line[key] for key in keys if key in line} for line in lines]
 
 
-def tensors(run: Path) -> dict[str, Tensor]:
-    """Of its newest checkpoint: weights, fp32 weights and both moments."""
-    from megatron.core import dist_checkpointing
-
-    newest = newest_verified(run / "checkpoints")
-    assert newest is not None
-    found: dict[str, Any] = dist_checkpointing.load_plain_tensors(str(newest))
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-
 LEARNS = ZERO if full_run() else ("fp32, ZeRO 1", "fp32, ZeRO 3", "bf16, ZeRO 2")
 RESUMES = ZERO if full_run() else ("fp32, ZeRO 3", "bf16, ZeRO 1")
 
@@ -83,7 +73,7 @@ def test_it_learns_what_the_other_engine_learns(zero: Callable[..., RunConfig], 
     assert len(found) == len(expected)
     for a, b in zip(expected, found, strict=True):
         assert b == pytest.approx(a, rel=tolerance)
-    one, two = tensors(tmp_path / "megatron"), tensors(tmp_path / "zero")
+    one, two = newest_tensors(tmp_path / "megatron"), newest_tensors(tmp_path / "zero")
     assert one.keys() == two.keys()
     assert {two[key].dtype for key in two if not key.startswith("optimizer.")} == {
         {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -115,7 +105,7 @@ def test_stopping_and_starting_changes_nothing(zero: Callable[..., RunConfig], t
     straight = train(zero(stage, dir=str(tmp_path / "straight"), **settings))
     train(zero(stage, dir=str(tmp_path / "cut"), model=dropout, train={"precision": precision, "steps": 2}))
     assert train(zero(stage, dir=str(tmp_path / "cut"), **settings)) == straight
-    one, two = tensors(tmp_path / "straight"), tensors(tmp_path / "cut")
+    one, two = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path / "cut")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -155,7 +145,7 @@ def test_its_weights_are_read_without_it(zero: Callable[..., RunConfig]) -> None
     """`convert` and `generate` open its checkpoints: every weight is the bf16 of the fp32 one beside it."""
     config = zero(2, model=LLAMA, train={"steps": 2, "precision": "bf16"})
     train(config)
-    saved = tensors(config.dir)
+    saved = newest_tensors(config.dir)
     source = open_source(config.dir)
     weight = source.weight("decoder.layers.1.mlp.linear_fc1.weight")
     assert torch.equal(weight, saved["optimizer.state.param.decoder.layers.mlp.linear_fc1.weight"][1].bfloat16())

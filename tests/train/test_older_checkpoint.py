@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.saved import saved_tensors
 
 from megatron_sep.config import RunConfig, load_config
 from megatron_sep.parallel.groups import topology
@@ -41,12 +42,9 @@ def build(config: RunConfig) -> "Run":  # noqa: F821
 
 def sums(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of each tensor's bytes."""
-    from megatron.core import dist_checkpointing
-
-    found: dict[str, Any] = dist_checkpointing.load_plain_tensors(str(checkpoint))
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
     return {
-        n: hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in tensors.items()
+        name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in saved_tensors(checkpoint).items()
     }
 
 

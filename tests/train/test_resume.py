@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.saved import newest_tensors
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.parallel.groups import topology
 from megatron_sep.train.written import read_jsonl
-from megatron_sep.weights.sealed import newest_verified
 
 EXACT = ("train/loss", "train/lr", "train/grad_norm", "train/consumed", "train/loss_scale", "valid/loss")
 
@@ -39,14 +39,6 @@ def numbers(run_dir: Path) -> list[dict[str, float]]:
     return [
         {key: line[key] for key in ("step", *EXACT) if key in line} for line in read_jsonl(run_dir / "metrics.jsonl")
     ]
-
-
-def tensors(run_dir: Path) -> dict[str, Any]:
-    from megatron.core import dist_checkpointing
-
-    newest = newest_verified(run_dir / "checkpoints")
-    assert newest is not None
-    return dict(dist_checkpointing.load_plain_tensors(str(newest)))
 
 
 def assert_same_tensors(first: Any, second: Any) -> None:
@@ -78,7 +70,7 @@ def test_kill_and_resume_equals_one_run(tiny: Callable[..., RunConfig], tmp_path
     assert start(cut, tmp_path / "cut.yaml").wait(timeout=120) == 0
 
     assert numbers(cut.dir) == numbers(straight.dir)
-    assert_same_tensors(tensors(straight.dir), tensors(cut.dir))
+    assert_same_tensors(newest_tensors(straight.dir), newest_tensors(cut.dir))
 
 
 @pytest.mark.usefixtures("single_process")
@@ -113,6 +105,6 @@ def test_stopping_and_starting_changes_nothing(
     train_here(cut)
 
     assert numbers(cut.dir) == numbers(straight.dir)
-    assert_same_tensors(tensors(straight.dir), tensors(cut.dir))
+    assert_same_tensors(newest_tensors(straight.dir), newest_tensors(cut.dir))
     scales = {line["train/loss_scale"] for line in numbers(cut.dir) if "train/loss_scale" in line}
     assert (len(scales) > 1) == (precision == "fp16")

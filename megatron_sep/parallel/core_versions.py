@@ -10,14 +10,15 @@ from torch import Tensor
 _UNHEARD = {
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
     "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
 }
 """Loggers, and how the warnings of theirs begin that say nothing to a user."""
 
 PRIVATE_NAMES = {
     "torch": {
-        "torch._C._distributed_c10d:HashStore": "2.11 to 2.13",
-        "torch._dynamo.config:recompile_limit": "2.11 to 2.13",
+        "torch._C._distributed_c10d:HashStore": "2.11 to 2.15",
+        "torch._dynamo.config:recompile_limit": "2.11 to 2.15",
     },
     "megatron-core": {
         "megatron.core.tensor_parallel.random:_CUDA_RNG_STATE_TRACKER": "0.16.1, 0.19.2",

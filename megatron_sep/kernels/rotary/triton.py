@@ -63,7 +63,7 @@ def _forward_rotary(
         if BIASED:
             x += tl.load(BIAS + slot * D + d, mask=d < HALF, other=0.0).to(tl.float32)
             y += tl.load(BIAS + slot * D + HALF + d, mask=d < HALF, other=0.0).to(tl.float32)
-        cos, sin = _turn(COS, SIN, s, b, t_s, t_b, there & turns, HALF, PH)
+        cos, sin = _turn(COS, SIN, s, b, t_s, t_b, t < tl.where(turns, tokens, 0), HALF, PH)
         tl.store(to + d, (x * cos - y * sin).to(Q.dtype.element_ty), mask=inside)
         tl.store(to + HALF + d, (y * cos + x * sin).to(Q.dtype.element_ty), mask=inside)
     if 2 * HALF < D:
@@ -100,7 +100,7 @@ def _backward_rotary(
             inside = there[:, None] & (d < HALF)
             x = tl.load(at + d, mask=inside, other=0.0).to(tl.float32)
             y = tl.load(at + HALF + d, mask=inside, other=0.0).to(tl.float32)
-            cos, sin = _turn(COS, SIN, s, b, t_s, t_b, there & turns, HALF, PH)
+            cos, sin = _turn(COS, SIN, s, b, t_s, t_b, t < tl.where(turns, tokens, 0), HALF, PH)
             dx = x * cos + y * sin
             dy = y * cos - x * sin
             tl.store(to + d, dx.to(DX.dtype.element_ty), mask=inside)

@@ -125,13 +125,13 @@ def _masked_tile(
         v = _tile(
             tl.where(in_window, V + v_at, VC + c_at), 0, tl.where(in_window, v_s, D), b, n, row, rows, D, P, KEYS, TMA
         )
-    reach = tl.load(REACH + b * S + row + c, mask=in_window & (row + c < S), other=0)
+    reach = tl.load(REACH + b * S + row + c, mask=row + c < tl.where(in_window, S, 0), other=0)
     reach = tl.where(in_window, reach, tl.where(row + c < landmark_end, document_end, 0))
     position = tl.where(in_window, row + c, 0)
     stands = position
     if BIAS:
-        there = tl.where(in_window, row + c < S, row + c < landmark_end)
-        j = tl.load(SORTED + b * (S + GAP) + row + c, mask=there & (t >= tiles), other=0)
+        there = row + c < tl.where(in_window, S, landmark_end)
+        j = tl.load(SORTED + b * (S + GAP) + row + c, mask=row + c < tl.where(in_window, 0, landmark_end), other=0)
         stands = _stands(POSITION, b, S, tl.where(in_window, row + c, j), there, BIAS)
     return k, v, _sees(i[:, None] - position[None, :], reach[None, :]), stands
 

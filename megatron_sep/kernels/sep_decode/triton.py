@@ -177,9 +177,9 @@ def _decode_kernel(
     k_at = KEYS + b * k_b + n * k_h
     v_at = VALUES + b * v_b + n * v_h
     slot = length.to(tl.int64)
-    inside = (length >= 0) & (length < C)
-    tl.store(k_at + slot * k_c + d, k_new, mask=whole & inside & (split == 0))
-    tl.store(v_at + slot * v_c + d, v_new, mask=whole & inside & (split == 0))
+    stored = tl.where((length >= 0) & (length < C) & (split == 0), D, 0)
+    tl.store(k_at + slot * k_c + d, k_new, mask=d < stored)
+    tl.store(v_at + slot * v_c + d, v_new, mask=d < stored)
 
     score_new = tl.zeros([GROUP], tl.float32)
     if HALF > 0:

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages; source it: `source scripts/setup.sh EXTRA[,EXTRA...]`. Done already: a second or less.
 #
-# PYTHON=python3.12 picks an interpreter. A torch of a supported version that the interpreter already has is used as it is.
+# Python 3.11 gets megatron-core 0.16.1, 3.12 and 3.13 get 0.19: constraints.txt says what goes with which. PYTHON=python3.13
+# picks an interpreter. A torch of a supported version that the interpreter already has is used as it is.
 
 sep_find_python() {
     local python
-    for python in ${PYTHON:-python3.11 python3.12 python3 python}; do
-        if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    for python in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+        if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             echo "$python"
             return
         fi
     done
-    echo "no Python 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python $0" >&2
+    echo "no Python 3.11, 3.12 or 3.13 found; install one, or name it: PYTHON=/path/to/python $0" >&2
     return 1
 }
 
@@ -33,7 +34,7 @@ sep_setup() {
 
 sep_make_venv() {
     local python=$1 site=""
-    if "$python" -c 'import torch, sys; sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 13))' 2>/dev/null; then
+    if "$python" -c 'import torch, sys; sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 15))' 2>/dev/null; then
         site="--system-site-packages"
         echo "using the torch that $("$python" -V) has"
     fi

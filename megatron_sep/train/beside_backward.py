@@ -20,6 +20,7 @@ class _Bucket:
         self.begun = False
         self._group, self._accumulate = group, accumulate
         self._found: dict[Any, Tensor] = {}
+        group.reset()  # newer versions would else not wait for a second reduction
 
     def take(self, weight: Any, gradient: Tensor) -> None:
         """The last one to come begins the reduction."""

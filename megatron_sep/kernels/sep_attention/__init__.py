@@ -63,11 +63,11 @@ def sep_attention(
         "auto" if plan.causal else backend,
         q_BHSD.device,
         q_BHSD.dtype,
-        head_size=operator.index(q_BHSD.shape[3]),  # in compiled code a constant, and so are the comparisons by `not`
-        dropout=not dropout <= 0,
+        head_size=operator.index(q_BHSD.shape[3]),  # a constant in compiled code too
+        dropout=_constant(dropout > 0),
         biased=bias is not None,
         adjusting=adjusting is not None,
-        positive_scale=not scale <= 0,
+        positive_scale=_constant(scale > 0),
         whole=plan.span is None,
         even=plan.even,
         training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
@@ -75,6 +75,11 @@ def sep_attention(
     given = {name: value for name, value in (("bias", bias), ("adjusting", adjusting)) if value is not None}
     out: Tensor = attend(q_BHSD, k_BHSD, v_BHSD, plan, scale, *((dropout,) if dropout else ()), **given)
     return out
+
+
+def _constant(condition: bool) -> bool:
+    """In compiled code, where a comparison may be a symbol, its value."""
+    return any([condition])
 
 
 def check_fit(q: Tensor, k: Tensor, v: Tensor, plan: MaskPlan, bias: DistanceBias | None = None) -> None:

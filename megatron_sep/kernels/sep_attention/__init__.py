@@ -11,6 +11,7 @@ from megatron_sep.attention.pattern import MaskPlan
 from megatron_sep.config.position import SelfAdjustingConfig
 from megatron_sep.kernels.registry import function_for
 from megatron_sep.kernels.sep_attention.scores import DistanceBias
+from megatron_sep.kernels.symbols import truth
 
 
 class Attention(Protocol):
@@ -64,10 +65,10 @@ def sep_attention(
         q_BHSD.device,
         q_BHSD.dtype,
         head_size=operator.index(q_BHSD.shape[3]),  # a constant in compiled code too
-        dropout=_constant(dropout > 0),
+        dropout=truth(dropout > 0),
         biased=bias is not None,
         adjusting=adjusting is not None,
-        positive_scale=_constant(scale > 0),
+        positive_scale=truth(scale > 0),
         whole=plan.span is None,
         even=plan.even,
         training=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHSD, k_BHSD, v_BHSD)),
@@ -75,11 +76,6 @@ def sep_attention(
     given = {name: value for name, value in (("bias", bias), ("adjusting", adjusting)) if value is not None}
     out: Tensor = attend(q_BHSD, k_BHSD, v_BHSD, plan, scale, *((dropout,) if dropout else ()), **given)
     return out
-
-
-def _constant(condition: bool) -> bool:
-    """In compiled code, where a comparison may be a symbol, its value."""
-    return any([condition])
 
 
 def check_fit(q: Tensor, k: Tensor, v: Tensor, plan: MaskPlan, bias: DistanceBias | None = None) -> None:

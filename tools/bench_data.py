@@ -32,8 +32,9 @@ from megatron_sep.data.samples import Samples
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
 from megatron_sep.data.tokenizer import cut_after_newlines
 from megatron_sep.prepare.assemble import assemble
+from megatron_sep.prepare.buckets import shared
 from megatron_sep.prepare.decisions import decide
-from megatron_sep.prepare.dedup import read_band, resolve, shared, signatures, write_bands
+from megatron_sep.prepare.dedup import band_keys, resolve, signatures
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import ProcessPool
 from megatron_sep.prepare.prepare import Wish, prepare
@@ -186,14 +187,12 @@ def dedup(corpus: str, tokenizer: str, words: str = "3", permutations: str = "51
 
 def originals(signature: Any) -> Any:
     """For each document the kept one before it that it repeats, or -1, in one process."""
-    bands, found = signature.shape[1] // 8, np.full(len(signature), -1)
+    keys, found = band_keys(signature, 8), np.full(len(signature), -1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         signature.tofile(folder / "signatures")
-        write_bands(signature, 8, folder / "bands")
-        for band in range(bands):
-            keys = np.concatenate(list(read_band(folder / "bands", bands, band)))
-            shared(keys, np.arange(len(keys), dtype=np.uint32)).tofile(folder / f"shared-{band:03d}")
+        for band, key in enumerate(keys):
+            shared(key, np.arange(len(key), dtype=np.uint32)).tofile(folder / f"shared-{band:03d}")
         rows = JoinedRows([folder / "signatures"], np.uint8, signature.shape[1])
         for document, original in resolve(sorted(folder.glob("shared-*")), rows, 0.87, 1 << 30):
             found[document] = original

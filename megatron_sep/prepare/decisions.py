@@ -1,24 +1,28 @@
 """Which documents are left out, decided over all parts in the order of the text, in memory that a setting bounds."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_sep.files import read_json, remove, written_aside
 from megatron_sep.prepare import worker
-from megatron_sep.prepare.dedup import in_share, repeats, resolve
+from megatron_sep.prepare.buckets import bucket_count
+from megatron_sep.prepare.dedup import resolve
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import Pool
 from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import Reading
 from megatron_sep.prepare.rows import JoinedRows
+from megatron_sep.prepare.search import Search, repeated, write_bands, write_digests, write_shared
 
 DROPS = ("", "exact duplicate", "near duplicate", "contaminated", "")
 """Reasons by code; a record with the last one cannot be read, which is counted by why when it is looked at again."""
 _EXACT, _NEAR, _CONTAMINATED, _UNREADABLE = 1, 2, 3, 4
-_DIGEST_BYTES = 64
-"""Memory that a digest takes while it is sorted, with its number and what numpy makes of both."""
+_BANDS = 16
+"""Bands that lie on the disk at a time, 12 bytes a document each."""
 
 Codes = npt.NDArray[np.uint8]
 _OF_STATUS: Codes = np.zeros(256, np.uint8)
@@ -57,51 +61,55 @@ def decide(job: Job, pool: Pool) -> None:
     if not job.scans or decided_path(job).exists():
         return
     with written_aside(decided_path(job)) as aside:
+        statuses = JoinedRows(_files(job, "status"), np.uint8, 1)
         with aside.open("wb") as file:
-            for _, rows in JoinedRows(_files(job, "status"), np.uint8, 1).steps():
+            for _, rows in statuses.steps():
                 file.write(_OF_STATUS[rows].tobytes())
-        if not aside.stat().st_size:
-            return
-        codes = np.memmap(aside, np.uint8, "r+")
-        wanted = job.config.deduplicate
-        if wanted.exact or wanted.near:  # the same text twice is the nearest of near duplicates
-            _mark_exact(job, codes)
-        if wanted.near:
-            _mark_near(job, codes, aside, pool)
-        codes.flush()
+        if len(statuses) and (job.config.deduplicate.exact or job.config.deduplicate.near):
+            codes = np.memmap(aside, np.uint8, "r+")
+            scratch = job.folder / "near"
+            remove(scratch)
+            scratch.mkdir()
+            together = -(-pool.size // pool.machines)
+            buckets = bucket_count(len(codes), job.config.memory << 20, together)
+            _mark_repeated(job, codes, Search(scratch, aside, statuses.first, buckets), pool)
+            remove(scratch)
 
 
-def _mark_exact(job: Job, codes: Codes) -> None:
-    """Share by share of all digests, each of which fits in memory."""
-    digests = JoinedRows(_files(job, "digests"), np.uint64, 2)
-    shares = -(-len(codes) * _DIGEST_BYTES // (job.config.memory << 20))
-    for share in range(shares):
-        numbers, found = [], []
-        for at, rows in digests.steps():
-            mine = (codes[at : at + len(rows)] == 0) & in_share(rows[:, 0] >> np.uint64(24), share, shares)
-            numbers.append(at + np.flatnonzero(mine))
-            found.append(rows[mine])
-        codes[np.concatenate(numbers)[repeats(np.concatenate(found))]] = _EXACT
-
-
-def _mark_near(job: Job, codes: Codes, path: Path, pool: Pool) -> None:
-    """Each part turns its signatures into bands, each band finds who shares it, and one process looks at those."""
-    scratch = job.folder / "near"
-    remove(scratch)
-    scratch.mkdir()
+def _mark_repeated(job: Job, codes: np.memmap[Any, Any], search: Search, pool: Pool) -> None:
+    """Each stage writes codes for those after it, which may look from another machine."""
     wanted = job.config.deduplicate
-    bands = wanted.permutations // wanted.rows
-    together = -(-min(pool.size, bands) // pool.machines)
-    with Progress("compare", bands + 2, "bands") as progress:
-        for _ in pool.map(worker.write_bands, ((scratch, part) for part in range(job.count))):
-            progress.update(1)
-        for band, _ in pool.map(worker.write_shared, ((scratch, band, path, together) for band in range(bands))):
-            progress.update(2 + band[1])
-        signatures = JoinedRows(_files(job, "signatures"), np.uint8, wanted.permutations)
-        files = sorted(scratch.glob("shared-*"))
-        for document, _ in resolve(files, signatures, wanted.threshold, job.config.memory << 20):
-            codes[document] = _NEAR
-    remove(scratch)
+    bands = range(wanted.permutations // wanted.rows if wanted.near else 0)
+    with Progress("compare", len(bands) + 2, "steps") as progress:
+        _mark_exact(codes, search, pool)  # of near duplicates the same text is the nearest
+        codes.flush()
+        for done in _share_bands(bands, search, pool):
+            progress.update(1 + done)
+        if wanted.near:
+            signatures = JoinedRows(_files(job, "signatures"), np.uint8, wanted.permutations)
+            files = sorted(search.folder.glob("shared-*"))
+            for document, _ in resolve(files, signatures, wanted.threshold, job.config.memory << 20):
+                codes[document] = _NEAR
+            codes.flush()
+
+
+def _mark_exact(codes: Codes, search: Search, pool: Pool) -> None:
+    for _ in pool.map(write_digests, ((search, part) for part in range(len(search.first)))):
+        pass
+    for _, documents in pool.map(repeated, ((search, bucket) for bucket in range(search.buckets))):
+        codes[documents] = _EXACT
+
+
+def _share_bands(bands: range, search: Search, pool: Pool) -> Iterator[int]:
+    """Who shares each band into files, and after each how many are done; a few bands lie in buckets at a time."""
+    for start in bands[::_BANDS]:
+        some = bands[start : start + _BANDS]
+        for _ in pool.map(write_bands, ((search, part, some) for part in range(len(search.first)))):
+            pass
+        places = [(band, bucket) for band in some for bucket in range(search.buckets)]
+        tasks = ((search, b - start, n, search.folder / f"shared-{b:04d}-{n:05d}") for b, n in places)
+        for (_, column, _, _), _ in pool.map(write_shared, tasks):
+            yield start + column + 1
 
 
 def _files(job: Job, name: str) -> list[Path]:

@@ -7,6 +7,7 @@ does not drop its far end.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_sep.data.extras import needs_extra
-from megatron_sep.prepare.rows import STEP, JoinedRows
+from megatron_sep.prepare.buckets import MEMBER, ROW_BYTES, Documents
+from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.shingles import Hashes
 
 Signatures = npt.NDArray[np.uint8]
 """[documents, permutations]: the last byte of each value, as in b-bit minwise hashing (Li and Koenig 2010)."""
-SHARED = np.dtype([("document", "<u4"), ("group", "<u4")])
-KEY_BITS = 40
-"""Of a band: of 200 million documents 20,000 pairs agree by chance, and are told apart by their signatures."""
-_ROW_BYTES = 64
-"""Memory that a row of SHARED takes while it is sorted."""
+Numbers = npt.NDArray[np.int64]
+COMPARED = 64
+"""Kept documents of a band that one is compared with, so that a band which a million share costs what others do."""
+_FEW = 1024
 _SEED = 1
 
 
@@ -53,90 +54,51 @@ def repeats(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def in_share(key: Hashes, share: int, shares: int) -> npt.NDArray[np.bool_]:
-    """Which of some numbers of 40 bits are in a share of all there are; equal ones are in the same."""
-    mine: npt.NDArray[np.bool_] = (key * np.uint64(shares)) >> np.uint64(KEY_BITS) == np.uint64(share)
-    return mine
-
-
-def band_keys(band: Signatures) -> Hashes:
-    """One number of 40 bits for the values of a band, [documents, rows], of each document."""
-    key = np.zeros(len(band), np.uint64)
-    for column in band.T:
-        key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
+def band_keys(signature: Signatures, rows: int) -> Hashes:
+    """[bands, documents]: a number for the ``rows`` values of each band of each document."""
+    keys = np.zeros((signature.shape[1] // rows, len(signature)), np.uint64)
+    for number, values in enumerate(np.ascontiguousarray(signature.T)[: len(keys) * rows]):
+        key = keys[number // rows]
+        key ^= values
+        key *= np.uint64(0x9E3779B97F4A7C15)
         key ^= key >> np.uint64(29)
-    return key >> np.uint64(64 - KEY_BITS)
-
-
-def write_bands(signature: Signatures, rows: int, path: Path) -> None:
-    """The keys of all bands, band after band: 5 bytes a document each."""
-    count = signature.shape[1] // rows
-    if not len(signature):
-        path.touch()
-        return
-    keys = np.memmap(path, np.uint8, "w+", shape=(count, len(signature), KEY_BITS // 8))
-    for at in range(0, len(signature), STEP):
-        step = np.asarray(signature[at : at + STEP])
-        for band in range(count):
-            found = band_keys(step[:, band * rows : (band + 1) * rows])
-            keys[band, at : at + len(step)] = found.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : KEY_BITS // 8]
-
-
-def read_band(path: Path, bands: int, band: int) -> Iterator[Hashes]:
-    """The keys of one band of a file that ``write_bands`` wrote, in steps."""
-    if not path.stat().st_size:
-        return
-    keys = np.asarray(np.memmap(path, np.uint8, "r")).reshape(bands, -1, KEY_BITS // 8)[band]
-    for at in range(0, len(keys), STEP):
-        step = np.zeros((len(keys[at : at + STEP]), 8), np.uint8)
-        step[:, : KEY_BITS // 8] = keys[at : at + STEP]
-        yield step.view("<u8")[:, 0]
-
-
-def shared(keys: Hashes, documents: npt.NDArray[np.uint32]) -> npt.NDArray[np.void]:
-    """The documents whose key another has too, in order, each with the number of its group, as ``SHARED``.
-
-    A group's number is that of its first row where rows are sorted by key: so many rows before it are of other groups.
-    """
-    order = np.argsort(keys, kind="stable")
-    again = np.diff(keys[order], prepend=keys[:1]) == 0
-    again[:1] = False
-    member = again | np.append(again[1:], False)
-    place = np.flatnonzero(member)
-    start = np.flatnonzero(~again[place])
-    found = np.empty(len(place), SHARED)
-    found["document"] = documents[order[place]]
-    found["group"] = np.repeat(start, np.diff(start, append=len(place)))
-    return found[np.argsort(found["document"], kind="stable")]
+    return keys * np.uint64(0x9E3779B97F4A7C15)
 
 
 def resolve(files: Sequence[Path], signatures: JoinedRows, threshold: float, memory: int) -> Iterator[tuple[int, int]]:
     """Each document that is as similar as ``threshold`` to a kept one before it, and that one, in order.
 
-    Of documents that share a band, as ``files`` list them; only those are looked at. Which are kept of each group is
-    written to files beside them. An estimate that is below the threshold by no more than its standard error counts: at
-    the threshold itself five of six pairs are found, where half would be.
+    Of documents that share a band, as ``files`` list them; each is compared with the first ``COMPARED`` of a band that
+    are kept. Which those are is written to files beside them. An estimate that is below the threshold by no more than
+    its standard error counts: at the threshold itself five of six pairs are found, where half would be.
     """
-    found = [np.asarray(np.memmap(file, SHARED, "r")) for file in files if file.stat().st_size]
+    found = [np.asarray(np.memmap(file, MEMBER, "r")) for file in files if file.stat().st_size]
     if not found:
         return
     first = np.cumsum([0, *map(len, found)])
     kept, count = (
-        np.asarray(np.memmap(files[0].with_name(name), np.uint32, "w+", shape=(int(first[-1]),)))
-        for name in ("kept", "count")
+        np.asarray(np.memmap(files[0].with_name(name), kind, "w+", shape=(int(first[-1]),)))
+        for name, kind in (("kept", np.uint32), ("count", np.uint8))
     )
     enough = enough_equal(threshold, signatures.width)
     for document, groups in _in_order(found, first, len(signatures), memory):
         counts = count[groups]
-        near = [kept[g : g + n] for g, n in zip(groups.tolist(), counts.tolist(), strict=True) if n]
-        if near:
-            others = np.unique(np.concatenate(near)).astype(np.int64)
+        others = _kept_of(groups, counts, kept)
+        if len(others):
             equal = (signatures.take(others) == signatures.take(np.array([document]))).sum(1)
             if (equal >= enough).any():
                 yield document, int(others[equal.argmax()])
                 continue
-        kept[groups + counts] = document
-        count[groups] = counts + 1
+        room = counts < COMPARED
+        kept[groups[room] + counts[room]] = document
+        count[groups[room]] = counts[room] + 1
+
+
+def _kept_of(groups: Numbers, counts: Signatures, kept: Documents) -> Numbers:
+    """The documents that stand in some groups, each once."""
+    begun = counts > 0
+    starts, lengths = groups[begun].tolist(), counts[begun].tolist()
+    return np.array(sorted({n for g, c in zip(starts, lengths, strict=True) for n in kept[g : g + c].tolist()}), int)
 
 
 def enough_equal(threshold: float, permutations: int) -> float:
@@ -146,15 +108,14 @@ def enough_equal(threshold: float, permutations: int) -> float:
 
 
 def _in_order(
-    found: Sequence[npt.NDArray[np.void]], first: npt.NDArray[np.int64], documents: int, memory: int
-) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Each document of the files and the places of its groups, through steps of as many documents as fit in memory."""
-    step = max(memory // (_ROW_BYTES * len(found)), 1)
+    found: Sequence[npt.NDArray[np.void]], first: Numbers, documents: int, memory: int
+) -> Iterator[tuple[int, Numbers]]:
+    """Each document of the files and the places of its groups, through runs of documents whose rows fit in memory."""
     at = [0] * len(found)
-    for end in range(step, documents + step, step):
+    for end in _ends(found, documents, memory):
         members, groups = [], []
         for number, rows in enumerate(found):
-            stop = at[number] + int(np.searchsorted(rows["document"][at[number] : at[number] + step], end))
+            stop = bisect_left(rows["document"], end, at[number])
             members.append(rows["document"][at[number] : stop])
             groups.append(rows["group"][at[number] : stop].astype(np.int64) + first[number])
             at[number] = stop
@@ -164,3 +125,17 @@ def _in_order(
         bounds = np.append(np.flatnonzero(np.diff(member, prepend=member[:1] - 1)), len(member)).tolist()
         for start, stop in pairwise(bounds):
             yield int(member[start]), group[start:stop]
+
+
+def _ends(found: Sequence[npt.NDArray[np.void]], documents: int, memory: int) -> Iterator[int]:
+    """Numbers of documents up to which the rows since the one before fit in memory, as far as a few documents do."""
+    rows = np.zeros(documents // _FEW + 1, np.int64)
+    for members in found:
+        rows += np.bincount(members["document"] // _FEW, minlength=len(rows))
+    waiting = 0
+    for number, more in enumerate(rows.tolist()):
+        if waiting and (waiting + more) * ROW_BYTES > memory:
+            yield number * _FEW
+            waiting = 0
+        waiting += more
+    yield documents

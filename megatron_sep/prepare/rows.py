@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-STEP = 1 << 16
+STEP = 1 << 14
 """Rows that are looked at at once."""
 
 
@@ -16,9 +16,14 @@ class JoinedRows:
     """[rows of all files, width], of which nothing is in memory but the pages in use."""
 
     def __init__(self, paths: Sequence[Path], dtype: Any, width: int) -> None:
-        self.width = width
+        self.width, self._dtype = width, dtype
         self._maps = [map_rows(path, dtype, width) for path in paths]
         self._first = np.cumsum([0, *map(len, self._maps)])
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """Number of the first row of each file."""
+        return tuple(self._first[:-1].tolist())
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -31,11 +36,12 @@ class JoinedRows:
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Array:
         """A copy of some rows."""
-        if len(self._maps) == 1:
-            return np.asarray(self._maps[0][numbers])
         owners = np.searchsorted(self._first, numbers, side="right") - 1
         places = (numbers - self._first[owners]).tolist()
-        return np.stack([self._maps[owner][place] for owner, place in zip(owners.tolist(), places, strict=True)])
+        found = np.empty((len(numbers), self.width), self._dtype)
+        for row, (owner, place) in enumerate(zip(owners.tolist(), places, strict=True)):
+            found[row] = self._maps[owner][place]
+        return found
 
 
 def map_rows(path: Path, dtype: Any, width: int) -> Array:

@@ -4,11 +4,7 @@ import os
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +12,13 @@ import numpy.typing as npt
 
 from megatron_sep.data.shards import token_dtype
 from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_sep.prepare import dedup
 from megatron_sep.prepare.decontaminate import TestRuns, report_line
-from megatron_sep.prepare.dedup import in_share, read_band, shared, signatures, text_digest
+from megatron_sep.prepare.dedup import signatures, text_digest
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.readings import Block
-from megatron_sep.prepare.rows import map_rows
 from megatron_sep.prepare.shingles import Hashes, runs
 from megatron_sep.prepare.text import Tally, admit
 
-KEY_BYTES = 64
-"""Memory that the key of a band takes while it is sorted, with its document and what numpy makes of both."""
 UNREADABLE, CLEAN, CONTAMINATED = range(3)
 
 
@@ -132,31 +124,6 @@ class Worker:
         separators, gap = self._separators(tokens, lengths)
         return Encoded(tokens.tobytes(), lengths.tobytes(), counts, separators, gap)
 
-    def write_bands(self, scratch: Path, part: int) -> None:
-        """Turn the signatures of a part into its bands, in a file of the folder ``scratch``."""
-        wanted = self.config.deduplicate
-        signature = map_rows(self.job.part_folder(part) / "scan.signatures", np.uint8, wanted.permutations)
-        with _renamed(scratch / f"bands-{part:05d}") as aside:
-            dedup.write_bands(signature, wanted.rows, aside)
-
-    def write_shared(self, scratch: Path, band: int, codes: Path, together: int) -> None:
-        """Which documents without a code share a band, in a file for each share of the keys that fits in memory.
-
-        ``together`` processes share the memory.
-        """
-        wanted, left = self.config.deduplicate, np.asarray(np.memmap(codes, np.uint8, "r")) == 0
-        files = [scratch / f"bands-{part:05d}" for part in range(self.job.count)]
-        shares = -(-len(left) * KEY_BYTES * together // (self.config.memory << 20))
-        for share in range(shares):
-            keys, documents, at = [], [], 0
-            for key in chain.from_iterable(read_band(f, wanted.permutations // wanted.rows, band) for f in files):
-                mine = left[at : at + len(key)] & in_share(key, share, shares)
-                keys.append(key[mine])
-                documents.append((at + np.flatnonzero(mine)).astype(np.uint32))
-                at += len(key)
-            with _renamed(scratch / f"shared-{band:04d}-{share:04d}") as aside:
-                shared(np.concatenate(keys), np.concatenate(documents)).tofile(aside)
-
     def _tokens(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
         """The tokens of all texts, each closed by the end-of-document token, and their lengths."""
         end = np.array([self.tokenizer.eod_id], self.dtype)
@@ -174,14 +141,6 @@ class Worker:
         marks[lengths.cumsum() - 1] = True
         gaps = np.diff(np.flatnonzero(marks), prepend=-1)
         return separators, int(gaps.max(initial=0))
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A file that gets its name when it is whole; it need not outlive the machine."""
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
-    yield aside
-    aside.replace(path)
 
 
 _FORMS: dict[str, Any] = {"nfc": "NFC", "nfkc": "NFKC"}
@@ -211,6 +170,11 @@ def _this() -> Worker:
     return _worker
 
 
+def this_job() -> Job:
+    """What this process works on."""
+    return _this().job
+
+
 def scan(block: Block) -> Scanned:
     """``Worker.scan`` of this process."""
     return _this().scan(block)
@@ -219,16 +183,6 @@ def scan(block: Block) -> Scanned:
 def encode(block: Block) -> Encoded:
     """``Worker.encode`` of this process."""
     return _this().encode(block)
-
-
-def write_bands(arguments: tuple[Path, int]) -> None:
-    """``Worker.write_bands`` of this process."""
-    _this().write_bands(*arguments)
-
-
-def write_shared(arguments: tuple[Path, int, Path, int]) -> None:
-    """``Worker.write_shared`` of this process."""
-    _this().write_shared(*arguments)
 
 
 def _follow_parent() -> None:

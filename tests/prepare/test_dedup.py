@@ -7,26 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_sep.prepare.buckets import MEMBER, bucket_count, read_bucket, shared, write_buckets
 from megatron_sep.prepare.decontaminate import TestRuns
 from megatron_sep.prepare.dedup import (
-    SHARED,
+    COMPARED,
     Signatures,
     band_keys,
     enough_equal,
-    in_share,
-    read_band,
     repeats,
     resolve,
-    shared,
     signatures,
     text_digest,
-    write_bands,
 )
 from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.shingles import plain_words, runs
 from megatron_sep.prepare.text import Limits, TextError
 
-THRESHOLD = 0.87
+THRESHOLD, ROWS = 0.87, 8
 
 
 def corpus(seed: int) -> list[str]:
@@ -50,20 +47,19 @@ def jaccard(a: str, b: str, words: int = 3) -> float:
     return len(one & two) / len(one | two)
 
 
-def near_duplicates(folder: Path, signature: Signatures, shares: int = 1, memory: int = 1 << 30) -> list[int]:
+def near_duplicates(folder: Path, signature: Signatures, buckets: int = 1, memory: int = 1 << 30) -> list[int]:
     """For each document the kept one before it that it repeats, or -1, through files as `prepare` has them."""
-    rows, bands = 8, signature.shape[1] // 8
     middle = len(signature) // 3
     parts = [signature[:middle], signature[middle:]]
-    for number, part in enumerate(parts):
+    keys = [folder / f"keys{number}" for number in range(len(parts))]
+    for number, (part, path) in enumerate(zip(parts, keys, strict=True)):
         part.tofile(folder / f"part{number}")
-        write_bands(part, rows, folder / f"bands{number}")
-    for band in range(bands):
-        keys = np.concatenate([k for n in (0, 1) for k in read_band(folder / f"bands{n}", bands, band)] or [[]])
-        for share in range(shares):
-            mine = in_share(keys.astype(np.uint64), share, shares)
-            numbers = np.flatnonzero(mine).astype(np.uint32)
-            shared(keys[mine], numbers).tofile(folder / f"shared-{band:03d}-{share}")
+        documents = np.arange(len(part), dtype=np.uint32) + number * middle
+        steps = [(band_keys(part[at : at + 50], ROWS), documents[at : at + 50]) for at in range(0, len(part), 50)]
+        write_buckets(path, steps, buckets)
+    for band in range(signature.shape[1] // ROWS):
+        for bucket in range(buckets):
+            shared(*read_bucket(keys, band, bucket)).tofile(folder / f"shared-{band:03d}-{bucket}")
     files = sorted(folder.glob("shared-*"))
     joined = JoinedRows([folder / "part0", folder / "part1"], np.uint8, signature.shape[1])
     found = dict(resolve(files, joined, THRESHOLD, memory))
@@ -71,29 +67,43 @@ def near_duplicates(folder: Path, signature: Signatures, shares: int = 1, memory
 
 
 def slowly(signature: Signatures) -> list[int]:
-    """The same by comparing each document with all that are kept before it."""
-    bands = [band_keys(signature[:, at : at + 8]).tolist() for at in range(0, signature.shape[1], 8)]
-    kept: list[int] = []
+    """The same by comparing each document with the first that are kept before it of each of its bands."""
+    bands = band_keys(signature, ROWS).tolist()
+    kept: list[dict[int, list[int]]] = [{} for _ in bands]
     found = []
     for document, values in enumerate(signature):
-        near = [k for k in kept if any(keys[k] == keys[document] for keys in bands)]
+        groups = [of_band.setdefault(keys[document], []) for of_band, keys in zip(kept, bands, strict=True)]
+        near = sorted({k for group in groups for k in group})
         equal = [int((signature[k] == values).sum()) for k in near]
         if equal and max(equal) >= enough_equal(THRESHOLD, signature.shape[1]):
             found.append(near[equal.index(max(equal))])
-        else:
-            found.append(-1)
-            kept.append(document)
+            continue
+        found.append(-1)
+        for group in groups:
+            group += [document] if len(group) < COMPARED else []
     return found
 
 
-@pytest.mark.parametrize(("shares", "memory"), [(1, 1 << 30), (3, 1 << 12)])
-def test_near_duplicates_are_those_of_comparing_all(tmp_path: Path, shares: int, memory: int) -> None:
+@pytest.mark.parametrize(("buckets", "memory"), [(1, 1 << 30), (3, 1 << 12)])
+def test_near_duplicates_are_those_of_comparing_all(tmp_path: Path, buckets: int, memory: int) -> None:
     """Whatever fits in memory at once."""
     pytest.importorskip("rensa")
     signature = signatures([runs(text, 3) for text in corpus(3)], 256)
-    found = near_duplicates(tmp_path, signature, shares, memory)
+    found = near_duplicates(tmp_path, signature, buckets, memory)
     assert found == slowly(signature)
     assert sum(original >= 0 for original in found) > 40
+
+
+def test_of_a_band_that_many_share_the_first_are_compared(tmp_path: Path) -> None:
+    """A notice above three hundred texts costs no comparison of all with all, and hides no near duplicate."""
+    generator = np.random.default_rng(0)
+    signature = generator.integers(0, 256, (300, 128), np.uint8)
+    signature[:, :ROWS] = 7
+    signature[100::3] = signature[99:299:3]
+    signature[100::3, -ROWS:] ^= 1
+    found = near_duplicates(tmp_path, signature, buckets=2, memory=1 << 12)
+    assert found == slowly(signature)
+    assert [n for n, original in enumerate(found) if original >= 0] == list(range(100, 300, 3))
 
 
 def test_who_shares_a_band() -> None:
@@ -103,7 +113,28 @@ def test_who_shares_a_band() -> None:
     assert found["document"].tolist() == [10, 11, 12, 14, 15]
     assert found["group"].tolist() == [2, 0, 2, 0, 2]
     assert len(shared(keys[:0], np.empty(0, np.uint32))) == 0
-    assert found.dtype == SHARED
+    assert found.dtype == MEMBER
+
+
+def test_a_bucket_has_all_of_its_keys_and_fits_in_memory(tmp_path: Path) -> None:
+    """Every row once, equal keys together, in order; as many buckets as memory asks for, also of no documents."""
+    generator = np.random.default_rng(0)
+    buckets = bucket_count(20_000, 1 << 20, together=2)
+    assert (buckets, bucket_count(0, 1 << 20, 2)) == (3, 1)
+    keys = generator.integers(0, 2**64, (2, 20_000), np.uint64)
+    keys[:, 10_000:] = keys[:, :10_000]
+    numbers = np.arange(20_000, dtype=np.uint32)
+    write_buckets(tmp_path / "some", [(keys[:, :0], numbers[:0]), (keys[:, :9_999], numbers[:9_999])], buckets)
+    write_buckets(tmp_path / "rest", [(keys[:, 9_999:], numbers[9_999:])], buckets)
+    write_buckets(tmp_path / "none", [], buckets)
+    for column in range(2):
+        read = [read_bucket([tmp_path / n for n in ("some", "none", "rest")], column, b) for b in range(buckets)]
+        assert np.array_equal(np.sort(np.concatenate([documents for _, documents in read])), numbers)
+        for key, documents in read:
+            assert np.array_equal(key, keys[column, documents])
+            assert (np.diff(documents.astype(int)) > 0).all()
+            assert len(key) < 1.1 * 20_000 / buckets
+            assert len(shared(key, documents)) == len(key)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,0 +1,86 @@
+"""What the processes of ``prepare`` do to find duplicates: documents into buckets by key, and who shares one."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_sep.prepare.buckets import Documents, read_bucket, renamed, shared, write_buckets
+from megatron_sep.prepare.dedup import band_keys, repeats
+from megatron_sep.prepare.parts import Job
+from megatron_sep.prepare.rows import STEP, JoinedRows, map_rows
+from megatron_sep.prepare.shingles import Hashes
+from megatron_sep.prepare.worker import this_job
+
+Rows = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search among the documents that have no reason yet to be left out."""
+
+    folder: Path
+    codes: Path
+    """A byte a document of all parts; 0: no reason."""
+    first: tuple[int, ...]
+    """Number of the first document of each part."""
+    buckets: int
+
+    def keys(self, part: int) -> Path:
+        """The documents of a part, in buckets."""
+        return self.folder / f"keys-{part:05d}"
+
+    def bucket(self, column: int, number: int) -> tuple[Hashes, Documents]:
+        """What all parts have in a bucket."""
+        return read_bucket(map(self.keys, range(len(self.first))), column, number)
+
+    def write(self, part: int, rows: Rows, keys: Callable[[Rows], Hashes]) -> None:
+        """The documents of a part into buckets by the ``keys`` of its rows."""
+        first = self.first[part]
+        left = map_rows(self.codes, np.uint8, 1)[first : first + len(rows), 0] == 0
+
+        def steps() -> Iterator[tuple[Hashes, Documents]]:
+            for at in range(0, len(rows), STEP):
+                chosen = np.flatnonzero(left[at : at + STEP])
+                yield keys(rows[at : at + STEP][chosen]), (first + at + chosen).astype(np.uint32)
+
+        write_buckets(self.keys(part), steps(), self.buckets)
+
+
+def write_digests(task: tuple[Search, int]) -> None:
+    """Put the documents of a part into buckets by the first half of their digests."""
+    search, part = task
+    search.write(part, map_rows(_scanned(this_job(), part, "digests"), np.uint64, 2), lambda rows: rows[None, :, 0])
+
+
+def repeated(task: tuple[Search, int]) -> Documents:
+    """The documents of a bucket whose text stands before them."""
+    search, number = task
+    job = this_job()
+    documents = shared(*search.bucket(0, number))["document"]
+    digests = JoinedRows([_scanned(job, part, "digests") for part in range(job.count)], np.uint64, 2)
+    found: Documents = documents[repeats(digests.take(documents.astype(np.int64)))]
+    return found
+
+
+def write_bands(task: tuple[Search, int, range]) -> None:
+    """Put the documents of a part into buckets by each of some bands of their signatures."""
+    search, part, bands = task
+    wanted = this_job().config.deduplicate
+    rows = map_rows(_scanned(this_job(), part, "signatures"), np.uint8, wanted.permutations)
+    columns = rows[:, bands.start * wanted.rows : bands.stop * wanted.rows]
+    search.write(part, columns, lambda values: band_keys(values, wanted.rows))
+
+
+def write_shared(task: tuple[Search, int, int, Path]) -> None:
+    """Which documents of a bucket share a band, its column there, into a file."""
+    search, column, number, path = task
+    with renamed(path) as aside:
+        shared(*search.bucket(column, number)).tofile(aside)
+
+
+def _scanned(job: Job, part: int, name: str) -> Path:
+    return job.part_folder(part) / f"scan.{name}"

@@ -66,6 +66,8 @@ class PrepareConfig(Section):
 
     output: Path
     """Prefix of the shard, a path; work in progress lies in OUTPUT.work and is gone when the shard is done."""
+    upload: str | None = None
+    """Folder at an address, as s3://bucket/shards, to which the finished shard is copied; no part of the result."""
     tokenizer: TokenizerConfig
     sources: Annotated[tuple[TextSourceConfig, ...], Field(min_length=1)]
     on_bad: Literal["fail", "skip"] = "fail"
@@ -91,6 +93,13 @@ class PrepareConfig(Section):
     def _a_path(cls, value: object) -> object:
         if "://" in str(value):
             raise ValueError(
-                f"{value}: a shard grows on a disk that all who work on it see; give a path, and copy it then"
+                f"{value}: a shard grows on a disk that all who work on it see; give a path, and the address as upload"
             )
+        return value
+
+    @field_validator("upload")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError(f"{value}: is no address such as s3://bucket/shards; where a path is meant, give output")
         return value

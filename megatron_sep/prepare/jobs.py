@@ -19,6 +19,7 @@ from megatron_sep.prepare.receipt import (
     work_folder,
 )
 from megatron_sep.prepare.stages import encode, is_done, scan
+from megatron_sep.prepare.upload import upload
 from megatron_sep.prepare.work_folder import part_at_work, whole_at_work
 
 _NAMED = 8
@@ -58,7 +59,7 @@ def merge(config: PrepareConfig) -> str:
     wish = Wish.of(config)
     already = finished(config.output, wish.plan, wish.settings)
     if already is not None:
-        return summary(config.output, already)
+        return summary(config.output, upload(config, already))
     with whole_at_work(config.output, wish.begun(), _parts_begun(config)) as (folder, parts):
         if not (folder / "manifest.json").exists():
             refuse_foreign(made_files(config.output).values())
@@ -70,7 +71,8 @@ def merge(config: PrepareConfig) -> str:
                     return f"{config.output}: decided which documents stay; run each of the {parts} parts again"
                 _need_all(job, "encode")
                 assemble(job, wish.tokenizer, wish.settings, pool)
-        return summary(config.output, publish(config.output, folder))
+        made = publish(config.output, folder)
+    return summary(config.output, upload(config, made))
 
 
 def _parts_begun(config: PrepareConfig) -> int:

@@ -21,6 +21,7 @@ from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import total_bytes
 from megatron_sep.prepare.receipt import Manifest, PrepareError, finished, made_files, publish, refuse_foreign
 from megatron_sep.prepare.stages import encode, scan
+from megatron_sep.prepare.upload import upload
 from megatron_sep.prepare.work_folder import locked, whole_at_work
 
 with needs_extra("ray", "ray"):
@@ -63,7 +64,7 @@ def prepare_on(config: PrepareConfig, address: str | None) -> Manifest:
     wish = Wish.of(config)
     already = finished(config.output, wish.plan, wish.settings)
     if already is not None:
-        return already
+        return upload(config, already)
     _connect(address)
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
@@ -72,9 +73,10 @@ def prepare_on(config: PrepareConfig, address: str | None) -> Manifest:
             if not (folder / "manifest.json").exists():
                 refuse_foreign(made_files(config.output).values())
                 _make(wish.job(folder, begun), wish)
-            return publish(config.output, folder)
+            made = publish(config.output, folder)
     finally:
         ray.shutdown()
+    return upload(config, made)
 
 
 def _connect(address: str | None) -> None:

@@ -32,6 +32,7 @@ from megatron_sep.prepare.receipt import (
 )
 from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits
+from megatron_sep.prepare.upload import refuse_other, upload
 from megatron_sep.prepare.work_folder import locked, whole_at_work
 
 
@@ -55,10 +56,12 @@ class Wish:
 
     @classmethod
     def of(cls, config: PrepareConfig) -> "Wish":
-        """Raises TextError, TokenizerError."""
+        """Raises TextError, TokenizerError, PlaceError, PrepareError."""
         tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
         plan = readings(config.sources, Limits("", config.on_bad, config.on_blank, config.max_bytes))
-        return cls(config, tokenizer, plan, settings_of(config, plan))
+        settings = settings_of(config, plan)
+        refuse_other(config, settings)
+        return cls(config, tokenizer, plan, settings)
 
     def begun(self) -> Manifest:
         """The settings with the times of all files that are read, which are no part of the receipt."""
@@ -76,19 +79,20 @@ def prepare(config: PrepareConfig, parts: int = 1) -> Manifest:
 
     What was begun in other ``parts`` goes on in those.
 
-    Raises TextError, TokenizerError, PrepareError; then the work so far stays, for the next try.
+    Raises TextError, TokenizerError, PlaceError, PrepareError, RunFailure; the work so far stays, for the next try.
     """
     wish = Wish.of(config)
     already = finished(config.output, wish.plan, wish.settings)
     if already is not None:
-        return already
+        return upload(config, already)
     with whole_at_work(config.output, wish.begun(), parts) as (folder, parts):
         if not (folder / "manifest.json").exists():
             refuse_foreign(made_files(config.output).values())
             job = wish.job(folder, parts)
             with ProcessPool(job) as pool:
                 _make(job, wish, pool)
-        return publish(config.output, folder)
+        made = publish(config.output, folder)
+    return upload(config, made)
 
 
 def _make(job: Job, wish: Wish, pool: Pool) -> None:

@@ -214,6 +214,8 @@ def _parquet(path: Path, limits: Limits) -> Iterator[Record]:
                     row += 1
                     yield _cell(path, row, value.as_py(), limits)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, TimeoutError)):
+            raise  # of the disk or the network, not of what stands in the file
         yield Record(path, row + 1, b"", "text", "damaged file", str(error))
 
 

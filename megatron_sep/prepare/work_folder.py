@@ -4,7 +4,7 @@ import fcntl
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from megatron_sep.files import read_json, write_json
@@ -21,16 +21,20 @@ def whole_at_work(output: Path, settings: Manifest, parts: int) -> Iterator[tupl
     """
     folder = _made(output)
     with locked(folder / "lock"):
-        yield folder, _begin(folder, settings, parts, any_number=True)
+        _begin(folder, {"parts": parts, **settings})
+        yield folder, _parts_of(folder, settings)
 
 
 @contextmanager
 def part_at_work(output: Path, settings: Manifest, part: int, parts: int) -> Iterator[Path]:
     """The folder for one of some parts, while the others may be at work too. Raises PrepareError."""
-    folder = _made(output)
-    with locked(folder / "lock", shared=True):
+    folder, wanted = _made(output), {"parts": parts, **settings}
+    with ExitStack() as locks:
         with locked(folder / "settings.lock", wait=True):
-            _begin(folder, settings, parts, any_number=False)
+            if _is_free(folder / "lock"):
+                _begin(folder, wanted)
+            locks.enter_context(locked(folder / "lock", shared=True))
+            _parts_of(folder, wanted)
         with locked(folder / f"part-{part:05d}.lock"):
             yield folder
 
@@ -63,16 +67,28 @@ def _made(output: Path) -> Path:
     return folder
 
 
-def _begin(folder: Path, settings: Manifest, parts: int, *, any_number: bool) -> int:
-    """Write down whose work it is, or hold it against what was begun; returns the parts."""
-    path, wanted = folder / "settings.json", {"parts": parts, **settings}
+def _is_free(path: Path) -> bool:
+    try:
+        with locked(path):
+            return True
+    except PrepareError:
+        return False
+
+
+def _begin(folder: Path, wanted: Manifest) -> None:
+    """Write down whose work it is, unless some was begun. Only for one who is alone in the folder."""
+    path = folder / "settings.json"
     is_begun = any(folder.glob("part-*/*.json")) or (folder / "manifest.json").exists()
     if not is_begun and not (path.exists() and read_json(path) == json.loads(json.dumps(wanted))):
         for made in folder.glob("test_*"):
             made.unlink()
         write_json(path, wanted)
-    begun = read_json(path)
-    changed = difference(begun, settings if any_number else wanted)
+
+
+def _parts_of(folder: Path, wanted: Manifest) -> int:
+    """Of the work that was begun, which must be what is wanted."""
+    begun = read_json(folder / "settings.json")
+    changed = difference(begun, wanted)
     if changed:
         raise PrepareError(
             f"{folder}: holds work of other settings or text ({', '.join(changed)}); remove it to start anew"

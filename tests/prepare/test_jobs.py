@@ -67,6 +67,19 @@ def test_two_at_the_same_time_are_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_who_comes_second_changes_no_settings_of_the_first(tmp_path: Path) -> None:
+    """Also before that one has done anything; where it is gone and has done nothing, others may begin."""
+    output = tmp_path / "out"
+    with part_at_work(output, {"seed": 1}, 0, 2):
+        other = part_at_work(output, {"seed": 2}, 1, 2)
+        with pytest.raises(PrepareError, match=r"holds work of other settings or text \(seed\)"), other:
+            pass
+        with part_at_work(output, {"seed": 1}, 1, 2):
+            pass
+    with part_at_work(output, {"seed": 2}, 1, 2):
+        pass
+
+
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "a/b", "1/0", "-1/2"])
 def test_what_is_no_part_is_refused(text: str) -> None:
     """With the way to write one."""

@@ -5,9 +5,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from support.prepared import all_stages, corpus_of_all_kinds, same_files
 
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.config.schema import TokenizerConfig
+from megatron_sep.errors import RunFailure
 from megatron_sep.prepare.prepare import prepare
 
 pytest.importorskip("ray", reason="needs the extra ray; pip install megatron_sep[ray]")
@@ -27,8 +29,8 @@ KILLS = 20 if full_run() else 3
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address; every Python that starts below it reads small blocks."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes; every Python that starts below it reads small blocks."""
     from ray.cluster_utils import Cluster
 
     folder = tmp_path_factory.mktemp("site")
@@ -39,7 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             nodes.add_node(num_cpus=1)
-            yield str(nodes.address)
+            yield nodes
         finally:
             nodes.shutdown()
 
@@ -74,8 +76,8 @@ def config(tmp_path: Path, tokenizer_path: Path) -> Path:
     return path
 
 
-def start(config: Path, output: str, address: str) -> subprocess.Popen[str]:
-    words = ["prepare", str(config), f"output={config.parent / output}", "--on", f"ray://{address}"]
+def start(config: Path, output: str, cluster: Any) -> subprocess.Popen[str]:
+    words = ["prepare", str(config), f"output={config.parent / output}", "--on", f"ray://{cluster.address}"]
     return subprocess.Popen(
         [sys.executable, "-m", "megatron_sep", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
@@ -94,7 +96,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: str, config: Path) -> None:
+def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, config: Path) -> None:
     """SIGKILL for workers and drivers in turns, at random moments; a driver that is started again goes on."""
     generator = random.Random(0)
     output, kills, drivers = 0, 0, 0
@@ -120,11 +122,50 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: str, conf
     assert drivers
 
 
-def test_a_fault_in_the_text_comes_through(cluster: str, config: Path) -> None:
+def test_a_node_that_is_lost_costs_time_alone(cluster: Any, config: Path) -> None:
+    """SIGKILL for all of a node's processes, in the middle of the first and of the second pass."""
+    lost = {stage: cluster.add_node(num_cpus=1) for stage in ("scan", "encode")}
+    driver = start(config, "lost", cluster)
+    for stage, node in lost.items():
+        while driver.poll() is None and not any(config.parent.glob(f"lost.work/part-*/{stage}.json")):
+            time.sleep(0.05)
+        assert driver.poll() is None, "it ended before the node was lost"
+        cluster.remove_node(node, allow_graceful=False)
+    errors = driver.communicate(timeout=300)[1]
+    assert driver.returncode == 0, errors
+    same_files(config.parent / "whole", config.parent / "lost")
+
+
+def test_what_ray_has_lost_is_said_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the way to go on; what a task could not open keeps its path."""
+    from ray.exceptions import RaySystemError, RayTaskError
+
+    from megatron_sep.prepare import on_ray
+
+    def raises(error: Exception) -> Callable[[object], None]:
+        return Mock(side_effect=error)
+
+    monkeypatch.setattr(on_ray.ray, "get", raises(RaySystemError("the object's owner is gone")))
+    with pytest.raises(RunFailure, match=r"the Ray cluster lost .*owner is gone.*run again to go on where it stopped"):
+        on_ray._result(None)
+    missing = FileNotFoundError(2, "No such file or directory", "text.jsonl")
+    monkeypatch.setattr(on_ray.ray, "get", raises(RayTaskError("f", "trace", missing)))
+    with pytest.raises(FileNotFoundError, match=r"text\.jsonl"):
+        on_ray._result(None)
+
+
+def test_a_fault_in_the_text_comes_through(cluster: Any, config: Path) -> None:
     """As its own message, with file and line, and without Ray's traceback."""
     (config.parent / "text3.jsonl").write_text('{"text": "a"}\n{broken\n')
     (config.parent / "empty.jsonl").write_text('{"text": "b"}\n')
-    words = ["prepare", str(config), f"output={config.parent / 'bad'}", "on_bad=fail", "--on", f"ray://{cluster}"]
+    words = [
+        "prepare",
+        str(config),
+        f"output={config.parent / 'bad'}",
+        "on_bad=fail",
+        "--on",
+        f"ray://{cluster.address}",
+    ]
     done = subprocess.run([sys.executable, "-m", "megatron_sep", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "text3.jsonl, line 2: broken JSON" in done.stderr

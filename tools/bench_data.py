@@ -3,7 +3,6 @@
 python tools/bench_data.py tokenise CORPUS TOKENIZER   one folder of text, one tokenizer.json
 python tools/bench_data.py dedup CORPUS TOKENIZER
 python tools/bench_data.py memory CORPUS TOKENIZER     the corpus and ten copies of it
-python tools/bench_data.py scale CORPUS TOKENIZER      stages of prepare over 1, 2, 4 and 8 copies
 python tools/bench_data.py read SHARD                  a prefix
 python tools/bench_data.py open FOLDER                 writes and removes a 3 GB index there
 """
@@ -31,19 +30,13 @@ from megatron_sep.data.open_data import open_samples
 from megatron_sep.data.samples import Samples
 from megatron_sep.data.shards import CODES, HEADER, MAGIC, Shard, write_shards
 from megatron_sep.data.tokenizer import cut_after_newlines
-from megatron_sep.prepare.assemble import assemble
 from megatron_sep.prepare.buckets import shared
-from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.dedup import band_keys, resolve, signatures
-from megatron_sep.prepare.parts import Job
-from megatron_sep.prepare.pool import ProcessPool
-from megatron_sep.prepare.prepare import Wish, prepare
+from megatron_sep.prepare.prepare import prepare
 from megatron_sep.prepare.readings import expand
 from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.shingles import runs
-from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits, read_documents
-from megatron_sep.prepare.work_folder import whole_at_work
 
 SKIP = Limits(on_bad="skip")
 CORES = len(os.sched_getaffinity(0))
@@ -278,54 +271,6 @@ def memory(corpus: str, tokenizer: str, copies: str = "10") -> None:
             shutil.rmtree(source)
 
 
-def scale(corpus: str, tokenizer: str, copies: str = "1,2,4,8") -> None:
-    """CPU time, disk and memory of each stage over copies told apart by a first line, which are near duplicates."""
-    with tempfile.TemporaryDirectory() as folder:
-        for times in map(int, copies.split(",")):
-            source = Path(folder) / f"text{times}"
-            source.mkdir()
-            in_fresh_process(write_copies, corpus, source, times)
-            scale_one(str(source), tokenizer, folder, times)
-            shutil.rmtree(source)
-
-
-def scale_one(source: str, tokenizer: str, folder: str, times: int) -> None:
-    config = PrepareConfig(
-        output=Path(folder) / f"out{times}" / "shard",
-        tokenizer=TokenizerConfig(path=Path(tokenizer)),
-        sources=(TextSourceConfig(paths=(source,)),),
-        on_bad="skip",
-        memory=64,
-        deduplicate=DeduplicateConfig(exact=True, near=True),
-    )
-    wish = Wish.of(config)
-    stages: dict[str, Callable[[Job, ProcessPool], None]] = {
-        "scan": lambda job, pool: scan(job, 0, pool),
-        "decide": decide,
-        "encode": lambda job, pool: encode(job, 0, pool),
-        "assemble": lambda job, pool: assemble(job, wish.tokenizer, wish.settings, pool),
-    }
-    with whole_at_work(config.output, wish.begun(), 1) as (work, parts):
-        job = wish.job(work, parts)
-        for name, stage in stages.items():
-            with watched() as peak:
-                clock, cpu = timed(in_own_pool, stage, job)
-            documents = (job.part_folder(0) / "scan.status").stat().st_size
-            kept = [f for f in work.rglob("*") if f.is_file() and f.suffix != ".bin"]
-            disk = sum(file.stat().st_size for file in kept) / documents
-            print(
-                f"{times} x {documents:,} documents, {name:8}{clock:6.1f} s, {cpu / documents * 1e3:.3f} ms of CPU and "
-                f"{disk:.0f} bytes of disk a document, peak {peak[0] / 2**20:.0f} MiB, load {os.getloadavg()[0]:.1f}",
-                flush=True,
-            )
-
-
-def in_own_pool(stage: Callable[[Job, ProcessPool], None], job: Job) -> None:
-    """The time of a pool's start counts, and its processes have ended when it does."""
-    with ProcessPool(job) as pool:
-        stage(job, pool)
-
-
 def shuffled(prefix: str, seed: int) -> Samples:
     """All of a shard as samples of 2049 tokens."""
     data = DataConfig(path=Path(prefix), split=(1, 0, 0), seed=seed)
@@ -393,7 +338,6 @@ if __name__ == "__main__":
         "tokenise": tokenise,
         "dedup": dedup,
         "memory": memory,
-        "scale": scale,
         "read": read,
         "open": open_huge,
     }

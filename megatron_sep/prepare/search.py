@@ -40,12 +40,12 @@ class Search:
     def write(self, part: int, rows: Rows, keys: Callable[[Rows], Hashes]) -> None:
         """The documents of a part into buckets by the ``keys`` of its rows."""
         first = self.first[part]
-        left = map_rows(self.codes, np.uint8, 1)[first : first + len(rows), 0] == 0
+        codes = map_rows(self.codes, np.uint8, 1)[first : first + len(rows), 0]
 
         def steps() -> Iterator[tuple[Hashes, Documents]]:
             for at in range(0, len(rows), STEP):
-                chosen = np.flatnonzero(left[at : at + STEP])
-                yield keys(rows[at : at + STEP][chosen]), (first + at + chosen).astype(np.uint32)
+                left = np.flatnonzero(codes[at : at + STEP] == 0)
+                yield keys(rows[at : at + STEP][left]), (first + at + left).astype(np.uint32)
 
         write_buckets(self.keys(part), steps(), self.buckets)
 

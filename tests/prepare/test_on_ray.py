@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -96,15 +97,32 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+def goes_on(driver: subprocess.Popen[str], folder: Path) -> bool:
+    """Wait until more is written; whether the driver is still at work then."""
+    before = written(folder)
+    while driver.poll() is None and written(folder) == before:
+        time.sleep(0.02)
+    return driver.poll() is None
+
+
+def written(folder: Path) -> set[tuple[Path, int]]:
+    """When each state of the work was written."""
+    found = set()
+    for path in folder.rglob("*.json"):
+        with suppress(FileNotFoundError):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
 def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, config: Path) -> None:
-    """SIGKILL for workers and drivers in turns, at random moments; a driver that is started again goes on."""
+    """SIGKILL for workers and drivers in turns, while something is written; a driver that is started again goes on."""
     generator = random.Random(0)
     output, kills, drivers = 0, 0, 0
     while kills < KILLS:
         output += 1
-        driver = start(config, f"ray{output}", cluster)
-        while driver.poll() is None:
-            time.sleep(generator.uniform(0.3, 3))
+        driver, folder = start(config, f"ray{output}", cluster), config.parent / f"ray{output}.work"
+        while kills < KILLS and goes_on(driver, folder):
+            time.sleep(generator.uniform(0, 0.5))
             victims = workers()
             if kills % 2 and driver.poll() is None:
                 driver.kill()
@@ -114,8 +132,6 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, conf
             elif victims:
                 generator.choice(victims).kill()
                 kills += 1
-            if kills >= KILLS:
-                break
         errors = driver.communicate(timeout=300)[1]
         assert driver.returncode == 0, errors
         same_files(config.parent / "whole", config.parent / f"ray{output}")

@@ -1,25 +1,30 @@
 """Prepare the same text with datatrove and with `prepare`: processor time, the clock, and which documents each drops.
 
-python tools/compare_datatrove.py CORPUS TOKENIZER PYTHON   PYTHON has datatrove[io,processing] and spacy
+python tools/compare_datatrove.py CORPUS TOKENIZER PYTHON [MB]   PYTHON has datatrove[io,processing] and spacy
 
-Both read .jsonl.zst, drop near duplicates and write .bin and .idx for megatron-core, with two processes and the
+The text is 8 MB of the corpus where nothing is said, and after each fifth document a copy of which 1, 2, 5, 10 or 20 %
+of the words are others. Both drop near duplicates and write .bin and .idx for megatron-core, with two processes and the
 settings that each has where nothing is said. datatrove's stages are those of its own example of MinHash, the last one
 with its writer for megatron-core.
 """
 
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 PROCESSES = 2
-CANDIDATES = 0.5
+CHANGED = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of the words of a copy."""
+CANDIDATES = 0.3
 """Share of equal values from which a pair's own similarity is computed."""
 
 
@@ -34,7 +39,7 @@ def with_datatrove(corpus: str, tokenizer: str, folder: str) -> None:
     tasks = len(list(Path(corpus).iterdir()))
     config = minhash.MinhashConfig()
     places = {name: f"{folder}/{name}" for name in ("signatures", "buckets", "removed", "dropped", "shard")}
-    reader = JsonlReader(corpus, compression="zstd")
+    reader = JsonlReader(corpus)
     stages: list[tuple[list[Any], int]] = [
         ([reader, minhash.MinhashDedupSignature(places["signatures"], config)], tasks),
         ([minhash.MinhashDedupBuckets(places["signatures"], places["buckets"], config=config)], config.num_buckets),
@@ -119,48 +124,72 @@ def timed(python: str, which: str, *arguments: str) -> str:
     return f"{cpu:6.1f} s of CPU, {clock:6.1f} s on the clock, load {os.getloadavg()[0]:.1f}"
 
 
-def similarity(corpus: str, names: set[str]) -> dict[str, float]:
-    """For each named document its largest Jaccard similarity, of runs of 3 words, to any other document."""
+def similarity(folder: str) -> dict[str, float]:
+    """For each document its largest Jaccard similarity, of runs of 3 words, to one before it."""
     import numpy as np
 
     from megatron_sep.prepare.dedup import signatures
     from megatron_sep.prepare.shingles import Hashes, runs
     from megatron_sep.prepare.text import Limits, read_documents
 
-    limits, of = Limits(on_bad="skip"), dict[str, int]()
-    sets: list[Hashes] = []
-    for path in sorted(Path(corpus).iterdir()):
-        for number, document in enumerate(read_documents(path, limits)):
-            of[f"{path.name}/{number}"] = len(sets)
+    names, sets = list[str](), list[Hashes]()
+    for path in sorted(Path(folder).iterdir()):
+        for number, document in enumerate(read_documents(path, Limits(on_bad="skip"))):
+            names.append(f"{path.name}/{number}")
             sets.append(np.unique(runs(document.text, 3)))
     signature, found = signatures(sets, 512), dict[str, float]()
-    for name in names:
-        one = sets[of[name]]
-        near = np.flatnonzero((signature == signature[of[name]]).mean(1) >= CANDIDATES)
-        common = ((sets[n], len(np.intersect1d(one, sets[n], assume_unique=True))) for n in near if n != of[name])
+    for number, (name, one) in enumerate(zip(names, sets, strict=True)):
+        near = np.flatnonzero((signature[:number] == signature[number]).mean(1) >= CANDIDATES)
+        common = ((sets[n], len(np.intersect1d(one, sets[n], assume_unique=True))) for n in near)
         found[name] = max((both / (len(one) + len(other) - both) for other, both in common), default=0.0)
     return found
 
 
-def main(corpus: str, tokenizer: str, python: str) -> None:
+def write_text(corpus: str, folder: Path, size: int) -> None:
+    """A file a process."""
+    from megatron_sep.prepare.readings import expand
+    from megatron_sep.prepare.text import Limits, read_documents
+
+    generator, left = random.Random(0), size
+    files = [(folder / f"{number}.jsonl").open("w") for number in range(PROCESSES)]
+    documents = (d.text for file in expand([corpus], "corpus") for d in read_documents(file, Limits(on_bad="skip")))
+    for number, text in enumerate(documents):
+        if left <= 0:
+            break
+        texts = [text]
+        if number % 5 == 0:
+            share = CHANGED[number // 5 % len(CHANGED)]
+            texts.append(" ".join("other" if generator.random() < share else word for word in text.split(" ")))
+        for each in texts:
+            files[number % PROCESSES].write(json.dumps({"text": each}) + "\n")
+            left -= len(each)
+    for file in files:
+        file.close()
+
+
+def main(corpus: str, tokenizer: str, python: str, megabytes: str = "8") -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        print("prepare:  ", timed(sys.executable, "--ours", corpus, tokenizer, name), flush=True)
-        print("datatrove:", timed(python, "--datatrove", corpus, tokenizer, name), flush=True)
-        theirs, mine = dropped_by_datatrove(folder), dropped_by_prepare(corpus, tokenizer, folder)
-    likeness = similarity(corpus, theirs | mine)
-    print(f"dropped: by datatrove {len(theirs)}, by prepare {len(mine)}")
-    for title, names in (("both", theirs & mine), ("datatrove alone", theirs - mine), ("prepare alone", mine - theirs)):
-        values = sorted(likeness[each] for each in names)
-        above = sum(value >= 0.87 for value in values)
-        print(f"  by {title}: {len(names)}, {above} of them at 0.87 and above, {values[:1]} the least")
+        folder, text = Path(name), Path(name) / "text"
+        text.mkdir()
+        write_text(corpus, text, int(megabytes) * 10**6)
+        print("prepare:  ", timed(sys.executable, "--ours", str(text), tokenizer, name), flush=True)
+        print("datatrove:", timed(python, "--datatrove", str(text), tokenizer, name), flush=True)
+        theirs, mine = dropped_by_datatrove(folder), dropped_by_prepare(str(text), tokenizer, folder)
+        likeness = similarity(str(text))
+    print(f"{len(likeness)} documents; dropped by datatrove {len(theirs)}, by prepare {len(mine)}")
+    for low, high in pairwise((0.0, 0.5, 0.6, 0.7, 0.8, 0.87, 0.95, 1.01)):
+        alike = {each for each, value in likeness.items() if low <= value < high}
+        print(
+            f"  Jaccard similarity to one before it of {low} to {min(high, 1)}: {len(alike)} documents, "
+            f"datatrove drops {len(alike & theirs)}, prepare {len(alike & mine)}"
+        )
 
 
 if __name__ == "__main__":
     parts: dict[str, Callable[[str, str, str], None]] = {"--datatrove": with_datatrove, "--ours": ours}
-    if len(sys.argv) == 5 and sys.argv[1] in parts:
+    if sys.argv[1:2] and sys.argv[1] in parts:
         parts[sys.argv[1]](*sys.argv[2:])
-    elif len(sys.argv) == 4:
+    elif len(sys.argv) in (4, 5):
         print(f"{time.strftime('%Y-%m-%d')}, {len(os.sched_getaffinity(0))} cores", flush=True)
         main(*sys.argv[1:])
     else:

@@ -381,6 +381,7 @@ OLDER = {
     "original_flag": "use_original_full_atten",
     "batch_dynamic_att_sink": "batch_adaptive_init_pos",
     "print_kv_intervals": "print_ratio_intervals",
+    "use_seg_attn_accelerator": "use_sep_attn_kernel_accelerator",
 }
 """Names that SepLLM's keys had while it was called SegLLM; their defaults were the same."""
 

@@ -72,6 +72,7 @@ SEGLLM = """
 'BATCH_DYNAMIC_ATT_SINK': False
 'print_KV_intervals': 8000
 'USE_FLEX': True
+'USE_SEG_ATTN_ACCELERATOR': True
 """
 
 

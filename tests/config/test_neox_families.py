@@ -45,17 +45,38 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         6_738_415_616,
     ),
     "llama 13b": (shape(40, 5120, 40, 2048) | OLDER, {"intermediate_size": 13824}, 13_015_864_320),
-    "llama 30b": (shape(60, 6656, 52, 2048) | OLDER, {"intermediate_size": 17920}, 32_528_943_616),
+    "llama 30b, older": (shape(60, 6656, 52, 2048) | OLDER, {"intermediate_size": 17920}, 32_528_943_616),
     "llama 65b": (shape(80, 8192, 64, 2048) | OLDER, {"intermediate_size": 22016}, 65_285_660_672),
+    "llama 30b": (
+        shape(60, 6656, 52, 2048) | NEWER | {"intermediate_size": 53248},
+        {"intermediate_size": 17920},
+        32_528_943_616,
+    ),
+    "llama 2 7b": (shape(32, 4096, 32) | OLDER, {"intermediate_size": 11008}, 6_738_415_616),
+    "llama 2 13b": (
+        shape(40, 5120, 40) | NEWER | {"intermediate_size": 41472},
+        {"intermediate_size": 13824},
+        13_015_864_320,
+    ),
     "llama 2 70b": (
         shape(80, 8192, 64) | NEWER | flash(80, num_kv_heads=8, intermediate_size=86016),
         {"intermediate_size": 28672, "num_key_value_heads": 8},
         68_976_648_192,
     ),
+    "codellama 7b": (
+        shape(32, 4096, 32, 16384) | OLDER | flash(32, rotary_emb_base=1000000),
+        {"intermediate_size": 11008, "rope_theta": 1e6},
+        6_738_415_616,
+    ),
     "codellama 34b": (
         shape(48, 8192, 64, 16384) | OLDER | flash(48, num_kv_heads=8, rotary_emb_base=1000000),
         {"intermediate_size": 22016, "num_key_value_heads": 8, "rope_theta": 1e6},
         33_743_970_304,
+    ),
+    "llemma 7b": (
+        shape(32, 4096, 32) | OLDER | flash(32, rotary_emb_base=10000),
+        {"intermediate_size": 11008},
+        6_738_415_616,
     ),
     "llemma 34b": (
         shape(48, 8192, 64) | OLDER | flash(48, num_kv_heads=8, rotary_emb_base=1000000, attention_type="groupedquery"),

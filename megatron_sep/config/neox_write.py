@@ -12,7 +12,6 @@ from megatron_sep.config.schema import AttentionConfig, ModelConfig, RunConfig, 
 from megatron_sep.config.section import leaves
 
 _UNSAID = (
-    "metrics.tensorboard",
     "metrics.wandb",
     "parallel.timeout_minutes",
     "train.compile",
@@ -28,6 +27,8 @@ _UNSAID = (
     "model.vocab_size",
 )
 """Settings that GPT-NeoX has no key for and that nothing learnt depends on, by how they begin."""
+_GO_ALONG = {"train.micro_batch_size": ("train_batch_size",), "tokenizer.path": ("tokenizer_type",)}
+"""Keys that say nothing where a setting is missing."""
 
 
 def as_neox(config: RunConfig, missing: Mapping[str, str]) -> tuple[Tree, list[str]]:
@@ -36,7 +37,8 @@ def as_neox(config: RunConfig, missing: Mapping[str, str]) -> tuple[Tree, list[s
     Raises NeoxError, naming every setting that matters and has no key.
     """
     keys = {key: value for part in _PARTS for key, value in part(config).items() if value is not None}
-    keys = {key: value for key, value in keys.items() if key not in missing.values()}
+    unknown = {*missing.values(), *(key for path in missing for key in _GO_ALONG.get(path, ()))}
+    keys = {key: value for key, value in keys.items() if key not in unknown}
     found = RunConfig.model_validate(_filled(translate(keys, config.dir.name), config, missing))
     before, after = (dict(leaves(spelled_out(each))) for each in (config, found))
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
@@ -234,6 +236,7 @@ def _places(config: RunConfig) -> Tree:
         "checkpoint_factor": checkpoint.every,
         "keep_last_n_checkpoints": checkpoint.keep,
         "log_interval": metrics.every,
+        "tensorboard_dir": str(config.dir / "tensorboard") if metrics.tensorboard else None,
         "use_wandb": metrics.wandb == "online",
         "wandb_project": metrics.wandb_project,
     }

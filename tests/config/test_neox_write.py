@@ -138,3 +138,21 @@ def test_settings_that_nothing_learnt_depends_on_are_said() -> None:
     """In comments above the keys."""
     config = RunConfig.model_validate(BASE | {"train": {"compile": "off"}, "attention": {"backend": "reference"}})
     assert as_neox(config, {})[1] == ["attention.backend: reference", "train.compile: off"]
+
+
+def test_tensorboard_comes_back() -> None:
+    """As the place of its files, which is the run's dir in any case."""
+    config = RunConfig.model_validate(BASE | {"metrics": {"tensorboard": True}})
+    keys, unsaid = as_neox(config, {})
+    assert RunConfig.model_validate(translate(keys, "some")).metrics.tensorboard
+    assert unsaid == []
+
+
+def test_what_a_model_alone_does_not_say_is_not_made_up(tmp_path: Path) -> None:
+    """Neither a batch nor a kind of tokenizer: a setup that lies beside it has its own."""
+    (tmp_path / "model.yml").write_text(
+        "{num_layers: 2, hidden_size: 32, num_attention_heads: 2, seq_length: 64, pos_emb: rotary}"
+    )
+    keys = yaml.safe_load(neox_yaml(sketch_config(tmp_path / "model.yml")))
+    assert keys["num_layers"] == 2
+    assert not keys.keys() & {"train_batch_size", "train_micro_batch_size_per_gpu", "vocab_file", "tokenizer_type"}

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_sep.config.engines import ENGINES, NOT_ENGINES
 from megatron_sep.config.layout import engine_mistakes, split_mistakes
+from megatron_sep.config.mass import mass_mistakes
 from megatron_sep.config.position import PositionConfig, RotaryScalingConfig, SelfAdjustingConfig
 from megatron_sep.config.section import Decay, Fraction, NonNegativeInt, OnOff, PositiveInt, Section, Seed
 from megatron_sep.config.separators import Separators
@@ -440,6 +441,9 @@ class MetricsConfig(Section):
 
     every: PositiveInt = 10
     """Steps between lines."""
+    attention_mass_every: PositiveInt | None = None
+    """Steps between looks at what attention pays to first tokens, separators, the window and the rest, on the first
+    rows of the data; null: none. A look is one more forward pass of a micro-batch, and changes nothing in training."""
     console: Literal["auto", "lines", "off"] = "auto"
     """auto: one line that changes on a terminal, else a line below the other; off: none, as `train --quiet`."""
     tensorboard: bool = False
@@ -498,6 +502,7 @@ class RunConfig(Section):
         )
         mistakes = [message for wrong, message in checks if wrong] + split_mistakes(self.model, self.parallel)
         mistakes += engine_mistakes(self.parallel, self.train, self.optimizer)
+        mistakes += mass_mistakes(self.metrics.attention_mass_every, self.model, self.attention, self.parallel)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_sep.attention.key_kinds import KeyKinds, counted_separators
 from megatron_sep.attention.pattern import is_separator
-from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.generate.load import Loaded, load
 from megatron_sep.generate.watched import attention_weights
 from megatron_sep.parallel.device import current_device
@@ -53,8 +53,7 @@ def maps_of(path: Path, name: str) -> Maps:
 
 def separators_of(loaded: Loaded) -> tuple[int, ...]:
     """The model's own, or the paper's where it has none."""
-    own = loaded.rules().separators.separator_ids
-    return own or loaded.rules(AttentionConfig(window=1, separators="default")).separators.separator_ids
+    return counted_separators(loaded.attention, loaded.tokenizer)
 
 
 def mass(weights_HTT: Tensor, separator_T: Tensor) -> dict[str, float]:
@@ -63,17 +62,9 @@ def mass(weights_HTT: Tensor, separator_T: Tensor) -> dict[str, float]:
     A key is of the first kind that it fits: first tokens, separators, neighbours, others. The shares add up to 1.
     """
     tokens = weights_HTT.shape[-1]
-    place = torch.arange(tokens)
-    first_TT = (place < SINKS).expand(tokens, tokens)
-    separator_TT = separator_T.expand(tokens, tokens) & ~first_TT
-    near_TT = (place[:, None] - place < WINDOW) & ~first_TT & ~separator_TT
-    other_TT = ~(first_TT | separator_TT | near_TT)
-    later_HTT = weights_HTT[:, SINKS + WINDOW :].double()
-    kinds = (first_TT, separator_TT, near_TT, other_TT)
-    return {
-        name: float((later_HTT * kind_TT[SINKS + WINDOW :]).sum(-1).mean())
-        for name, kind_TT in zip(KINDS, kinds, strict=True)
-    }
+    place_1T = torch.arange(tokens)[None]
+    paid = KeyKinds(SINKS, WINDOW).paid(weights_HTT[None], place_1T, separator_T[None], range(tokens))
+    return dict(zip(KINDS, (paid[:-1] / paid[-1]).tolist(), strict=True))
 
 
 def sources(inputs: Inputs, item: str) -> list[tuple[Path, str]]:

@@ -10,11 +10,13 @@ class Due:
     log: bool
     validate: bool
     save: bool
+    look: bool = False
+    """At what attention pays to each kind of key?"""
 
     @property
     def anything(self) -> bool:
         """Must the step be over before the next one begins?"""
-        return self.log or self.validate or self.save
+        return self.log or self.validate or self.save or self.look
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Left:
     steps: int
     validations: int
     saves: int
+    looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,17 @@ class Calendar:
     log_every: int
     validate_every: int
     save_every: int
+    look_every: int = 0
 
     def due(self, step: int) -> Due:
         """After step 1, 2, ..."""
-        return Due(*(self._is_due(step, every) for every in (self.log_every, self.validate_every, self.save_every)))
+        every = (self.log_every, self.validate_every, self.save_every, self.look_every)
+        return Due(*(self._is_due(step, each) for each in every))
 
     def left(self, step: int) -> Left:
         """Of the run after a step and what that step is followed by."""
-        return Left(
-            self.steps - step, self._times_left(step, self.validate_every), self._times_left(step, self.save_every)
-        )
+        every = (self.validate_every, self.save_every, self.look_every)
+        return Left(self.steps - step, *(self._times_left(step, each) for each in every))
 
     def _times_left(self, step: int, every: int) -> int:
         if not every or step >= self.steps:

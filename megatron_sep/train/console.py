@@ -105,6 +105,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "memory/peak_gib": lambda v: f"{v:.1f} GiB",
     "attention/visible": lambda v: f"visible {100 * v:.1f}%",
     "speed/seconds_left": lambda v: f"eta {duration(v)}",
+    "attention/mass/sep/separators": lambda v: f"separators get {v:.1%} of the attention in Sep layers",
+    "attention/mass/full/separators": lambda v: f"separators get {v:.1%} in full layers",
     "time/validation": lambda v: f"validated in {v:.1f}s",
     "time/save": lambda v: f"stood {v:.1f}s to save",
     "time/save_whole": lambda v: f"saved in {v:.1f}s",

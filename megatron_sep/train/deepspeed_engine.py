@@ -7,7 +7,7 @@ of AdamW beside it. So each engine goes on where the other stopped, on any numbe
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -123,8 +123,13 @@ class DeepSpeedEngine(Engine):
                 self._engine.step()
         return self._topology.mean_over_last_stages(total / count)
 
+    @property
+    def decoders(self) -> Sequence[Decoder]:
+        """The only one."""
+        return (self._engine.module,)
+
     @torch.no_grad()
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:  # noqa: ARG002
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
         self._engine.eval()
         total = torch.stack([self._loss(batch) for batch in microbatches]).sum()

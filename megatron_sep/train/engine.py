@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megatron_sep.config.engines import ENGINES, MUON
 from megatron_sep.data.extras import needs_extra
+from megatron_sep.model.decoder import Decoder
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.sealed import CheckpointError
 
@@ -64,9 +65,17 @@ class Engine(ABC):
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; that loss over all ranks, an fp32 scalar."""
 
+    @property
     @abstractmethod
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
-        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar; nothing is learnt."""
+    def decoders(self) -> Sequence[Decoder]:
+        """This rank's parts of the model."""
+
+    @abstractmethod
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:
+        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar; nothing is learnt.
+
+        Not ``replayed``: every module is called, so that its hooks are.
+        """
 
     @abstractmethod
     def step(self, lr: float) -> StepResult:

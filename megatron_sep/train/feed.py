@@ -1,6 +1,6 @@
 """This rank's micro-batches of each global batch, read ahead of the step that needs them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +33,7 @@ class Feed:
         self._topology = topology
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: tuple[int, Future[list[Rows]]] | None = None
+        self._first: list[Rows] = []
 
     @property
     def num_microbatches(self) -> int:
@@ -50,8 +51,17 @@ class Feed:
 
     def take(self, step: int, consumed: int) -> Iterator[Microbatch]:
         """The global batch of a step, which follows ``consumed`` sequences. Raises DataError where it is due."""
+        yield from self._microbatches(step, self._rows(consumed))
+
+    def first(self, step: int, count: int) -> Iterator[Microbatch]:
+        """``count`` of this rank's micro-batches of the very first global batch, under the rules of a step."""
+        if len(self._first) != count:
+            self._first = self._read(0, count)
+        return self._microbatches(step, self._first)
+
+    def _microbatches(self, step: int, rows: Iterable[Rows]) -> Iterator[Microbatch]:
         rules = self.rules(step)
-        for ids_BT1, weight_BT1 in self._rows(consumed):
+        for ids_BT1, weight_BT1 in rows:
             share = self._topology.share(ids_BT1.shape[1] - 1)
             yield Microbatch.of(ids_BT1, rules, self._topology.device, weight_BT1, share)
 
@@ -62,10 +72,11 @@ class Feed:
         self._ahead = (following, self._reader.submit(self._read, following))
         return found
 
-    def _read(self, consumed: int) -> list[Rows]:
+    def _read(self, consumed: int, count: int | None = None) -> list[Rows]:
+        """All of this rank's micro-batches of a global batch, or ``count`` of them."""
         batch = range(consumed, consumed + self.global_batch_size)
         ranks = self._topology.data
-        firsts = [consumed + (i * ranks.size + ranks.rank) * self.size for i in range(self.num_microbatches)]
+        firsts = [consumed + (i * ranks.size + ranks.rank) * self.size for i in range(self.num_microbatches)[:count]]
         found = [self.samples.take(first, self.size, batch) for first in firsts]
         return [(self._tensor(ids), None if weights is None else self._tensor(weights)) for ids, weights in found]
 

@@ -56,6 +56,8 @@ def turn(run: Run) -> None:
             continue
         if due.validate:
             validate(run)
+        if due.look:
+            look_at_attention(run)
         if due.save or asked:
             run.begin_save()
         if Flag.SAVE in asked:
@@ -115,6 +117,13 @@ def validate(run: Run) -> None:
     loss = total / tokens
     values = {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0)), "valid/tokens": tokens}
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
+
+
+def look_at_attention(run: Run) -> None:
+    """What attention pays to each kind of key, on the first rows of the data."""
+    with run.statistics.aside("attention_mass"):
+        values = run.mass.values(run.engine, run.train_data, run.state.step)
+    run.metrics.log(run.state.step, values | run.statistics.times("attention_mass"))
 
 
 def stop_if_diverged(run: Run, step: int) -> None:

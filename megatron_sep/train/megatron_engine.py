@@ -123,12 +123,17 @@ class MegatronEngine(Engine):
         """Mean seconds of a step's passes since the last call, up to where the gradients are reduced."""
         return self._own_work.seconds()
 
+    @property
+    def decoders(self) -> Sequence[Decoder]:
+        """One, or one a chunk."""
+        return self._weights
+
     @torch.no_grad()
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
         for model in self._models:
             model.eval()
-        if self._recorder is None:
+        if self._recorder is None or not replayed:
             return self._schedule(microbatches, count, forward_only=True)
         return self._mean([self._recorder.run("validation", self._loss, batch) for batch in microbatches])
 

@@ -21,6 +21,7 @@ from megatron_sep.model.load_weights import load_weights
 from megatron_sep.parallel.device import set_determinism
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.topology import Topology
+from megatron_sep.train.attention_mass import AttentionMass
 from megatron_sep.train.calendar import Calendar
 from megatron_sep.train.checkpoint import Checkpoints
 from megatron_sep.train.engine import Engine, engine_class
@@ -62,6 +63,7 @@ class Run:
     checkpoints: Checkpoints
     metrics: Metrics
     statistics: Statistics
+    mass: AttentionMass
     saves: Saves
     requests: Requests
     spikes: Spikes
@@ -184,7 +186,13 @@ def build_run(
     )
     exports.take_up(start.newest, state.step)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
-    calendar = Calendar(config.train.steps, config.metrics.every, config.train.eval_every, config.checkpoint.every)
+    calendar = Calendar(
+        config.train.steps,
+        config.metrics.every,
+        config.train.eval_every,
+        config.checkpoint.every,
+        config.metrics.attention_mass_every or 0,
+    )
     statistics = Statistics(size, resolved.rules, calendar, topology)
     batch = config.train.global_batch_size
     return Run(
@@ -200,6 +208,7 @@ def build_run(
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
         statistics=statistics,
+        mass=AttentionMass(config.attention, resolved, topology),
         saves=Saves(checkpoints, exports, engine, statistics, history, config.checkpoint.background),
         requests=Requests(config.dir, topology, signals or Signals()),
         spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),

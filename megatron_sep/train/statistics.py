@@ -17,6 +17,8 @@ from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.peak import peak_flops
 
+_ASIDES = ("validation", "save", "attention_mass")
+
 
 @dataclass
 class Aside:
@@ -39,7 +41,7 @@ class Aside:
 class Statistics:
     """Counts what this rank trained on, on its device, and turns it into rates when asked.
 
-    The clock stands still while something is done ``aside``: validation and saves have times of their own.
+    The clock stands still while something is done ``aside``, which has a time of its own.
     """
 
     size: ModelSize
@@ -53,7 +55,7 @@ class Statistics:
     losses: list[float] = field(default_factory=list)
     """Of the steps that were applied."""
     steps: int = 0
-    asides: dict[str, Aside] = field(default_factory=lambda: {"validation": Aside(), "save": Aside()})
+    asides: dict[str, Aside] = field(default_factory=lambda: {name: Aside() for name in _ASIDES})
     _whole_saves: float = 0.0
     """Seconds from the beginning of each save to its end, since they were logged last."""
     _started: float = field(default_factory=time.perf_counter)
@@ -75,7 +77,7 @@ class Statistics:
 
     @contextmanager
     def aside(self, name: str, more: bool = False) -> Iterator[None]:
-        """Keep the time of a validation or a save apart from that of the steps. The device is waited for.
+        """Keep the time of a validation, a save or a look apart from that of the steps. The device is waited for.
 
         ``more``: of the one that was counted last.
         """
@@ -149,6 +151,7 @@ class Statistics:
             left.steps * step_seconds
             + left.validations * self.asides["validation"].mean
             + left.saves * self.asides["save"].mean
+            + left.looks * self.asides["attention_mass"].mean
         )
 
     def _triangle(self) -> float:

@@ -26,8 +26,8 @@ LAYOUTS = {
     "sequence": ["parallel.tensor=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline=2"],
     "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
-    "context": ["parallel.context=2"],
-    "context-recompute": ["parallel.context=2", "train.recompute=selective"],
+    "context": ["parallel.context=2", "metrics.attention_mass_every=null"],
+    "context-recompute": ["parallel.context=2", "train.recompute=selective", "metrics.attention_mass_every=null"],
     "pipeline-recompute": ["parallel.pipeline=2", "train.recompute=true"],
 }
 SOURCES = ("one", "export")
@@ -39,7 +39,9 @@ SECTIONS = {
     "model": {"num_layers": 4, "num_attention_heads": 4},
     "attention": {"full_layers": [0, -1], "document_boundaries": True},
     "train": {"steps": 4, "eval_every": 2, "compile": "off"},
+    "metrics": {"attention_mass_every": 4},
 }
+LOOKED = [name for name, words in LAYOUTS.items() if "metrics.attention_mass_every=null" not in words]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +84,32 @@ def train_here(folder: Path, name: str, *overrides: str) -> None:
     train(build_run(load_config(folder / "run.yaml", [f"dir={folder / name}", *overrides]), topology()))
 
 
+def lines(run: Path, looks: bool) -> list[dict[str, float]]:
+    """What a run has logged of looks at its attention, or of all else."""
+    return [line for line in read_jsonl(run / "metrics.jsonl") if ("time/attention_mass" in line) == looks]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_and_gradient_norms_equal_those_of_one_process(runs: Path, layout: str) -> None:
     """Training loss, validation loss and gradient norm of each step agree within 1e-5; so does the visible share."""
-    one, two = (read_jsonl(runs / name / "metrics.jsonl") for name in ("one", layout))
+    one, two = (lines(runs / name, looks=False) for name in ("one", layout))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for expected, found in zip(one, two, strict=True):
         for key in ("train/loss", "valid/loss", "train/grad_norm", "attention/visible", "train/consumed"):
             assert (key in expected) == (key in found)
             if key in expected:
                 assert found[key] == pytest.approx(expected[key], rel=1e-5), (expected["step"], key)
+
+
+@pytest.mark.parametrize("layout", LOOKED)
+def test_attention_mass_is_that_of_one_process(runs: Path, layout: str) -> None:
+    """Heads, layers and chunks of several ranks add up to the same shares within 1e-5; data ranks look at more rows."""
+    one, two = (lines(runs / name, looks=True)[0] for name in ("one", layout))
+    shares = {name: share for name, share in one.items() if name.startswith("attention/mass/")}
+    more_rows = "data" in layout or layout == "interleaved"
+    assert len(shares) == 8
+    for name, share in shares.items():
+        assert two[name] == pytest.approx(share, abs=0.05 if more_rows else 1e-5), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -148,7 +166,7 @@ def test_one_process_goes_on_where_two_stopped(runs: Path, layout: str, capfd: p
 @pytest.mark.parametrize("name", STARTS)
 def test_foreign_weights_start_two_processes_as_one(runs: Path, name: str) -> None:
     """Weights given to two processes: validation before the first step, each loss and gradient norm within 1e-5."""
-    one, two = (read_jsonl(runs / run / "metrics.jsonl") for run in (f"one from {STARTS[name][1]}", name))
+    one, two = (lines(runs / run, looks=False) for run in (f"one from {STARTS[name][1]}", name))
     assert [line["step"] for line in one] == [line["step"] for line in two] == [4, 5, 6, 6, 6]
     for expected, found in zip(one, two, strict=True):
         for key in expected.keys() & {"train/loss", "valid/loss", "train/grad_norm", "attention/visible"}:

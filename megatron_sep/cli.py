@@ -625,12 +625,20 @@ def watch(
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(help="dirs of runs, as dir in their YAML", show_default=False)],
     out: Annotated[Path, typer.Option(help="picture to write: .png, .jpg, .svg or .pdf")] = Path("loss.png"),
+    figures: Annotated[
+        Path | None, typer.Option(help="instead: folder for every figure of `watch`, as PNG and SVG")
+    ] = None,
+    against: Annotated[str, typer.Option(help="step, tokens, seconds or flops")] = "step",
+    smooth: Annotated[int, typer.Option(min=0, help="lines on either side to average each one with")] = 0,
 ) -> None:
-    """Draw the train and validation loss of runs, and how far they are above the first."""
-    from megatron_sep.report.curves import plot_losses
+    """Draw the train and validation loss of runs, and how far they are above the first; or all of their figures."""
+    from megatron_sep.report.curves import Axis, plot_figures, plot_losses
 
-    plot_losses(run_dirs, out)
-    typer.echo(f"wrote {out}")
+    axis = Axis(against, smooth)
+    if figures is None:
+        plot_losses(run_dirs, out, axis)
+    for path in [out] if figures is None else plot_figures(run_dirs, figures, axis):
+        typer.echo(f"wrote {path}")
 
 
 @app.command()

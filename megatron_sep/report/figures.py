@@ -1,4 +1,4 @@
-"""What a run is looked at by on the page of `watch`: its figures, and what they are drawn against."""
+"""What a run is looked at by, on the page of `watch` and in the files of `plot`: figures and their axes."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,15 @@ class Figure:
     log: bool = False
 
 
+_KINDS = {"first": "first tokens", "separators": "separators", "window": "window", "rest": "the rest"}
+
+
+def _mass(group: str, title: str) -> Figure:
+    """What a group of layers pays to each kind of key."""
+    metrics = {f"attention/mass/{group}/{kind}": name for kind, name in _KINDS.items()}
+    return Figure(f"mass_{group}", title, "% of the attention", metrics, factor=100)
+
+
 FIGURES = (
     Figure("loss", "Loss", "nats per token", {"train/loss": "training", "valid/loss": "validation"}, settles=True),
     Figure("lr", "Learning rate", "", {"train/lr": ""}),
@@ -35,5 +44,7 @@ FIGURES = (
     Figure("mfu", "MFU", "% of the peak", {"speed/mfu": ""}, factor=100),
     Figure("visible", "Visible pairs", "% of the causal map", {"attention/visible": ""}, factor=100),
     Figure("separators", "Separator density", "% of the tokens", {"attention/separator_density": ""}, factor=100),
+    _mass("sep", "What Sep layers attend to"),
+    _mass("full", "What full layers attend to"),
 )
 METRICS = tuple(name for figure in FIGURES for name in figure.metrics)

@@ -340,11 +340,13 @@ def _metrics(folder: Path) -> list[Path]:
 
 
 def _read_metrics(folder: Path) -> None:
-    from megatron_sep.report.curves import curve
+    from megatron_sep.report.follow import Follower
 
-    steps, values = curve(folder, "train/loss")
-    for number in (*steps, *values):
-        number + 0.0
+    follower = Follower(folder)
+    follower.look({})
+    for row in follower.rows:
+        for number in row.values():
+            0.0 if number is None else number + 0.0
 
 
 READERS: dict[str, Reader] = {

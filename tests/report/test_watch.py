@@ -17,7 +17,7 @@ from megatron_sep.report.follow import Follower
 from megatron_sep.report.watch import Watched, WatchError, bound, page
 
 SETTINGS = {"model.sequence_length": 8}
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1400, "height": 900}
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -133,6 +133,9 @@ def test_the_page_in_a_browser(served: tuple[Path, str], browser: Any, tmp_path:
     runs, address = served
     left_run(runs / "a", {"window": None})
     left_run(runs / "b", {"window": 64}, gap=0.02, visible=0.2)
+    look = {f"attention/mass/sep/{kind}": 0.25 for kind in ("first", "separators", "window", "rest")}
+    with (runs / "b" / "metrics.jsonl").open("a") as written:
+        written.write("".join(json.dumps({"step": step, **look}) + "\n" for step in (200, 400)))
     (runs / "b" / "history.jsonl").write_text('{"time": 1, "event": "spike", "step": 200, "message": "<b>x</b>"}\n')
     faults: list[str] = []
     tab = browser.new_page(viewport=DESKTOP)
@@ -144,6 +147,8 @@ def test_the_page_in_a_browser(served: tuple[Path, str], browser: Any, tmp_path:
     expect(rows).to_have_count(2)
     assert tab.locator("#figure-loss canvas").is_visible()
     assert tab.locator("#figure-mfu").is_hidden()
+    assert tab.locator("#figure-mass_sep .u-legend .u-series").count() == 1 + 4
+    assert tab.locator("#figure-mass_full").is_hidden()
     assert "<b>x</b>" in tab.locator("#events").inner_text()
     with tab.expect_download() as file:
         tab.click("#figure-gap button:text('CSV')")
@@ -159,6 +164,8 @@ def test_the_page_in_a_browser(served: tuple[Path, str], browser: Any, tmp_path:
     tab.mouse.up()
     tab.locator("#smooth").fill("3")
     assert tab.locator("#reach").inner_text() == "± 5 lines"
+    assert tab.locator("#figure-loss .u-legend .u-series").count() == 1 + 8
+    assert tab.locator("#figure-loss .u-legend .u-series:visible").count() == 1 + 4
     script = "async ([values, reach]) => (await import('./series.js')).smoothed(values, reach)"
     values = [float(i * i % 17) for i in range(30)]
     means = [fmean(values[i - near : i + near + 1]) for i in range(30) for near in [min(4, i, 29 - i)]]

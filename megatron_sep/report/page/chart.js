@@ -30,14 +30,14 @@ export class Chart {
     return { width: Math.max(this.place.clientWidth, 200), height: HEIGHT };
   }
 
-  // series: [{label, colour, dash, width, alpha, curve}], marks: [{x, colour}], view: [from, to] of x.
+  // series: [{label, colour, dash, width, faint, curve}], faint ones without a legend; marks: [{x, colour}], view: [from, to] of x.
   draw(series, marks, axis, view) {
     Object.assign(this, { series, marks, view, axis });
     this.unit.textContent = this.figure.unit;
     this.element.hidden = series.every((each) => each.curve[0].length === 0);
     if (this.element.hidden) return;
     const data = window.uPlot.join(series.map((each) => each.curve));
-    const kind = JSON.stringify([axis, series.map(({ label, colour, alpha }) => [label, colour, alpha])]);
+    const kind = JSON.stringify([axis, series.map(({ label, colour, faint }) => [label, colour, faint])]);
     if (this.plot && this.kind === kind) {
       this.plot.setData(data);
       return;
@@ -59,10 +59,12 @@ export class Chart {
       series: [
         { label: axis, value: (_, x) => short(x) },
         ...this.series.map((each) => ({
-          label: each.label, stroke: each.colour, width: each.width, alpha: each.alpha, dash: each.dash, spanGaps: true,
+          label: each.label, stroke: each.colour, width: each.width, alpha: each.faint ? 0.25 : 1, dash: each.dash, spanGaps: true,
+          class: each.faint ? "faint" : undefined,
           points: { show: each.curve[0].length < 40 }, value: (_, y) => short(y),
         })),
       ],
+      legend: { markers: { dash: (_, i) => (i && this.series[i - 1].dash ? "dashed" : "solid") } },
       cursor: { drag: { setScale: false }, sync: { key: "runs" }, bind: { dblclick: () => () => this.onZoom(null) } },
       hooks: {
         setSelect: [(plot) => this.selected(plot)],
@@ -93,7 +95,8 @@ export class Chart {
     }
     if (low > high) return [this.figure.log ? 0.1 : 0, 1];
     if (this.figure.log) return [low / 1.1, high * 1.1];
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    const apart = high - low > 1e-6 * Math.abs(high);
+    const room = (apart ? high - low : Math.abs(high) || 1) * 0.06;
     return [low - room, high + room];
   }
 
@@ -117,8 +120,9 @@ export class Chart {
   png() {
     const source = this.plot.ctx.canvas;
     const line = 20 * devicePixelRatio;
+    const named = this.series.filter(({ faint }) => !faint);
     const canvas = document.createElement("canvas");
-    Object.assign(canvas, { width: source.width, height: source.height + line * (this.series.length + 2) });
+    Object.assign(canvas, { width: source.width, height: source.height + line * (named.length + 2) });
     const ctx = canvas.getContext("2d");
     ctx.fillStyle = "white";
     ctx.fillRect(0, 0, canvas.width, canvas.height);
@@ -126,7 +130,7 @@ export class Chart {
     ctx.fillStyle = "#1d2330";
     ctx.fillText([this.figure.title, this.figure.unit].filter(Boolean).join(", "), line, line);
     ctx.drawImage(source, 0, 1.4 * line);
-    this.series.forEach((each, i) => {
+    named.forEach((each, i) => {
       ctx.fillStyle = each.colour;
       ctx.fillText(`― ${each.label}`, line, source.height + line * (i + 2.2));
     });
@@ -135,7 +139,8 @@ export class Chart {
 
   csv() {
     const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-    const lines = this.series.flatMap(({ label, curve: [xs, ys] }) => xs.map((x, i) => `${quoted(label)},${x},${ys[i]}`));
+    const names = this.series.map(({ label, faint }) => quoted(faint ? `${label}, each line` : label));
+    const lines = this.series.flatMap(({ curve: [xs, ys] }, of) => xs.map((x, i) => `${names[of]},${x},${ys[i]}`));
     const head = `curve,${quoted(this.axis)},${quoted([this.figure.title, this.figure.unit].filter(Boolean).join(", "))}`;
     download(`${this.figure.name}.csv`, new Blob([[head, ...lines, ""].join("\n")], { type: "text/csv" }));
   }

@@ -41,14 +41,17 @@ function view(all) {
   return [from, high === from ? from + 1 : high];
 }
 
-function curves(run, figure) {
+// A colour a run and a dash a metric, or a colour a metric where one run has many.
+function curves(run, figure, alone) {
   const reach = REACHES[$("smooth").value];
+  const many = alone && Object.keys(figure.metrics).length > 2;
   return Object.entries(figure.metrics).flatMap(([metric, name], number) => {
     const [xs, ys] = curve(run, $("axis").value, metric, figure.factor);
     if (!xs.length) return [];
-    const each = { label: [run.name, name].filter(Boolean).join(", "), colour: run.colour, dash: DASHES[number], width: 2 };
+    const look = many ? { colour: COLOURS[number] } : { colour: run.colour, dash: DASHES[number] };
+    const each = { label: [run.name, name].filter(Boolean).join(", "), width: 2, ...look };
     if (!reach || xs.length < 3) return [{ ...each, curve: [xs, ys] }];
-    const raw = { ...each, label: `${each.label}, each line`, width: 1, alpha: 0.25, curve: [xs, ys] };
+    const raw = { ...each, faint: true, width: 1, curve: [xs, ys] };
     return [raw, { ...each, curve: [xs, smoothed(ys, reach)] }];
   });
 }
@@ -86,7 +89,7 @@ function draw() {
   $("reach").textContent = reach ? `± ${reach} lines` : "off";
   for (const chart of charts) {
     const isGap = chart.figure === GAP;
-    const series = isGap ? gaps(shown) : shown.flatMap((run) => curves(run, chart.figure));
+    const series = isGap ? gaps(shown) : shown.flatMap((run) => curves(run, chart.figure, shown.length === 1));
     chart.draw(series, isGap || chart.figure.name !== "loss" ? [] : marks(shown), axis, span);
   }
 }

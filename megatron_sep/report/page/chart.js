@@ -48,7 +48,7 @@ export class Chart {
   }
 
   options(axis) {
-    const values = (_, ticks) => ticks.map(short);
+    const values = (_, ticks) => ticks.map((tick) => short(tick && this.figure.log ? +tick.toPrecision(2) : tick));
     return {
       ...this.size(),
       scales: { x: { time: false, range: () => this.view }, y: { distr: this.figure.log ? 3 : 1, range: () => this.limits() } },
@@ -64,7 +64,7 @@ export class Chart {
           points: { show: each.curve[0].length < 40 }, value: (_, y) => short(y),
         })),
       ],
-      legend: { markers: { dash: (_, i) => (i && this.series[i - 1].dash ? "dashed" : "solid") } },
+      legend: { markers: { fill: (_, i) => (this.series[i - 1].dash ? "white" : this.series[i - 1].colour) } },
       cursor: { drag: { setScale: false }, sync: { key: "runs" }, bind: { dblclick: () => () => this.onZoom(null) } },
       hooks: {
         setSelect: [(plot) => this.selected(plot)],

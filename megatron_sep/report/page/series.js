@@ -36,7 +36,7 @@ export function short(value) {
   for (const [unit, base] of [["E", 1e18], ["P", 1e15], ["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e4]]) {
     if (size >= base) return +(value / (unit === "k" ? 1e3 : base)).toPrecision(4) + unit;
   }
-  return size !== 0 && size < 1e-3 ? value.toExponential(2) : String(+value.toPrecision(5));
+  return size !== 0 && size < 1e-3 ? (+value.toPrecision(3)).toExponential() : String(+value.toPrecision(5));
 }
 
 export function download(name, blob) {

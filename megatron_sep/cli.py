@@ -166,7 +166,7 @@ def _run_config(config: Path | None, overrides: list[str], from_neox: Path | Non
 
 @app.command()
 def quickstart(overrides: Overrides = None) -> None:
-    """Make a corpus from the text that comes with Python and train a small SepLLM model on it, in minutes on a CPU.
+    """Make a corpus from the sources of transformers and train a small SepLLM model on it, in minutes on a CPU.
 
     It is the shipped run `quickstart`: corpus and checkpoints go to runs/quickstart in the working directory.
     """

@@ -16,7 +16,8 @@ python -m megatron_sep show $config "$@" | grep '^#'
 echo "== training"
 python -m megatron_sep train $config "$@"
 echo "== sample"
-python -m megatron_sep generate $run --prompt "The value of the" --max-tokens 80 | tee $run/sample.txt
+prompt=$'class SepLLMConfig(PreTrainedConfig):\n    r"""\n    hidden_size'
+python -m megatron_sep generate $run --prompt "$prompt" --temperature 0.5 --max-tokens 160 | tee $run/sample.txt
 python -m megatron_sep plot $run --out $run/loss.png
 
 cat <<EOT
@@ -28,7 +29,7 @@ made:
   $run/sample.txt     the text above
 next:
   source .venv/bin/activate
-  python -m megatron_sep generate $run --prompt "import "
+  python -m megatron_sep generate $run --prompt "class "
   python -m megatron_sep train $config train.steps=600                     # go on
   torchrun --nproc-per-node 2 -m megatron_sep train $config dir=runs/two   # the same on two processes
 EOT

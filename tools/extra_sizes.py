@@ -1,4 +1,4 @@
-"""What each extra of pyproject.toml adds to an installation: packages, and MiB on this disk. Run where they are installed.
+"""What each extra of pyproject.toml adds to an installation: packages, and MiB on this disk; run where they all are.
 
 python tools/extra_sizes.py
 """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.cases import full_run
+from support.python_text import docstrings, manual_pages
 
 from megatron_sep.config import RunConfig
 from megatron_sep.convert.convert import convert
@@ -125,9 +126,8 @@ def real_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's manual pages and docstrings, 580,000 tokens: one kind of text, of which few batches stand for all."""
     from megatron_sep.data.shards import write_shards
     from megatron_sep.data.tokenizer import train_tokenizer
-    from megatron_sep.prepare.quickstart import docstrings, manual_pages, modules
 
-    texts = [*manual_pages(), *(text for module in modules() for text in docstrings(module))]
+    texts = [*manual_pages(), *docstrings()]
     random.Random(0).shuffle(texts)
     folder = tmp_path_factory.mktemp("text")
     tokenizer = train_tokenizer(texts, 512, folder / "tokenizer.json")

@@ -21,6 +21,7 @@ from megatron_sep.config import load_config
 from megatron_sep.data.open_data import open_data
 from megatron_sep.errors import SepError, UserError
 from megatron_sep.generate.attach import attach
+from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder, compile_layers
 from megatron_sep.generate.load import Loaded, load
 from megatron_sep.parallel.device import current_device
@@ -37,8 +38,8 @@ class GainsError(UserError):
 class Decoded(NamedTuple):
     """Of texts that went on after a prompt."""
 
-    num_bytes: int
-    """Keys and values of all texts."""
+    mebibytes: float
+    """Keys and values of a text that are kept."""
     milliseconds: float
     """Of a step, one token of each text; median."""
 
@@ -67,11 +68,10 @@ def gains(run: Path, full: Path, texts: int, tokens: int) -> list[str]:
         compile_layers(loaded.model)
     small, whole = (decoded(loaded, policies, ids_BT, tokens) for policies in (None, AttentionPattern()))
     length = ids_BT.shape[1]
-    mebibytes = [each.num_bytes / texts / 2**20 for each in (small, whole)]
     return [
         f"training: {own:,.0f} tokens/s, {own / theirs:.2f} times full attention's {theirs:,.0f}",
-        f"cache: {mebibytes[0]:.2f} MiB a text of {length:,} tokens, 1/{mebibytes[1] / mebibytes[0]:.1f} of the full "
-        f"{mebibytes[1]:.2f}",
+        f"cache: {small.mebibytes:.2f} MiB a text of {length:,} tokens, "
+        f"1/{whole.mebibytes / small.mebibytes:.1f} of the full {whole.mebibytes:.2f}",
         f"decoding {texts} texts: {small.milliseconds:.2f} ms a step, {whole.milliseconds / small.milliseconds:.2f} "
         f"times as fast as the full cache's {whole.milliseconds:.2f}",
     ]
@@ -102,9 +102,17 @@ def decoded(loaded: Loaded, policy: Any, ids_BT: Tensor, tokens: int) -> Decoded
         decoder, first = Decoder(loaded.model, cache), ids_BT.shape[1] - tokens - WARM_UP
         decoder.read(ids_BT[:, :first])
         times = [timed(decoder, ids_BT[:, place : place + 1]) for place in range(first, ids_BT.shape[1])]
-        return Decoded(cache.num_bytes, statistics.median(times[WARM_UP:]))
+        return Decoded(mebibytes_of(cache, loaded.model), statistics.median(times[WARM_UP:]))
     finally:
         attachment.detach()
+
+
+def mebibytes_of(cache: SepCache, model: Any) -> float:
+    """What a text's kept keys and values take, in the mean; room for more is not counted."""
+    heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    size = model.config.hidden_size // model.config.num_attention_heads
+    slots = sum(layers * sum(blocks.values()) for layers, blocks in cache.blocks())
+    return float(slots * 2 * heads * size * model.dtype.itemsize / 2**20)
 
 
 def timed(decoder: Decoder, ids_B1: Tensor) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TINY = (
-    "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.sequence_length=128",
+    "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.sequence_length=512",
     "model.vocab_size=null", "attention.backend=auto", "train.precision=fp32", "train.steps=4",
     "train.global_batch_size=4", "train.micro_batch_size=2", "train.eval_batches=1", "metrics.every=1",
 )  # fmt: skip
@@ -52,7 +52,7 @@ def test_it_ends_with_what_was_gained(checkout: Path, corpus: Path, tmp_path: Pa
     assert done.stdout.endswith(f"{training}\n{cache}\n{decoding}\n")
     assert re.fullmatch(r"training: [\d,]+ tokens/s, [\d.]+ times full attention's [\d,]+", training)
     small, share, whole = re.fullmatch(
-        r"cache: ([\d.]+) MiB a text of 128 tokens, 1/([\d.]+) of the full ([\d.]+)", cache
+        r"cache: ([\d.]+) MiB a text of 512 tokens, 1/([\d.]+) of the full ([\d.]+)", cache
     ).groups()  # type: ignore[union-attr]
     assert 0 < float(small) < float(whole)
     assert float(share) > 1

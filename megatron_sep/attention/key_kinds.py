@@ -30,7 +30,7 @@ class KeyKinds:
         ``queries``: where they stand among the T keys; fp64 [5].
         """
         behind_BQ = self.counts(place_BT[:, queries.start : queries.stop])
-        paid_BQT = weights_BHQT.double().sum(1) * behind_BQ[:, :, None]
+        paid_BQT = weights_BHQT.sum(1, dtype=torch.float64) * behind_BQ[:, :, None]
         kind_BQT = self._kinds(place_BT, separator_BT, queries)
         sums = [(paid_BQT * (kind_BQT == kind)).sum() for kind in range(len(KINDS))]
         return torch.stack([*sums, behind_BQ.sum().double() * weights_BHQT.shape[1]])

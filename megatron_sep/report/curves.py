@@ -17,6 +17,9 @@ from megatron_sep.train.written import METRICS
 Rows = dict[str, list[dict[str, float | None]]]
 """By the name of a run, what it has logged."""
 LOSS = "loss (nats per token)"
+_DASHES = ("-", "--", ":", "-.")
+_FEW = 2
+"""Metrics of a figure that dashes tell apart."""
 _SETTLED = 0.1
 """Share of the axis after which the vertical axis of a figure that settles is chosen."""
 
@@ -69,7 +72,7 @@ def plot_figures(run_dirs: Sequence[Path], folder: Path, axis: Axis) -> Iterator
         if not _draw(axes, figure, rows, axis):
             pyplot().close(drawn)
             continue
-        labelled(axes, AXES[axis.name], figure.unit or figure.title.lower(), figure.title)
+        labelled(axes, AXES[axis.name], f"{figure.title} ({figure.unit})" if figure.unit else figure.title)
         paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
         save(drawn, *paths, dpi=150)
         yield from paths
@@ -101,8 +104,8 @@ def _rows(run_dirs: Sequence[Path], metrics: Sequence[str], axis: Axis) -> Rows:
 
 
 def _draw(axes: Any, figure: Figure, rows: Rows, axis: Axis) -> bool:
-    """The curves of a figure, a colour a run, or a metric where one run has many. Is there any?"""
-    lines, alone = ("-", "--", ":", "-."), len(rows) == 1 and len(figure.metrics) > len(FIGURES[0].metrics)
+    """The curves of a figure, a colour a run and a dash a metric; of many metrics the other way round. Is there any?"""
+    many = len(figure.metrics) > _FEW
     drawn = []
     for number, (run, its_rows) in enumerate(rows.items()):
         for kind, (metric, name) in enumerate(figure.metrics.items()):
@@ -110,7 +113,8 @@ def _draw(axes: Any, figure: Figure, rows: Rows, axis: Axis) -> bool:
             if not len(x):
                 continue
             y = y * figure.factor
-            look = {"color": f"C{kind if alone else number}", "linestyle": "-" if alone else lines[kind]}
+            colour, dash = (kind, number) if many else (number, kind)
+            look = {"color": f"C{colour}", "linestyle": _DASHES[dash % len(_DASHES)]}
             if axis.reach and len(x) > 2:
                 axes.plot(x, y, alpha=0.25, linewidth=1, **look)
                 y = smoothed(y, axis.reach)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from megatron_sep.errors import RunFailure, StoppedError
 from megatron_sep.parallel.flags import Flag
 from megatron_sep.parallel.seeds import seed_dropout
+from megatron_sep.train.attention_mass import AttentionMass
 from megatron_sep.train.ending import accounted_for
 from megatron_sep.train.outcomes import Outcome
 from megatron_sep.train.rollback import roll_back
@@ -56,8 +57,8 @@ def turn(run: Run) -> None:
             continue
         if due.validate:
             validate(run)
-        if due.look:
-            look_at_attention(run)
+        if due.look and run.mass is not None:
+            look_at_attention(run, run.mass)
         if due.save or asked:
             run.begin_save()
         if Flag.SAVE in asked:
@@ -119,10 +120,10 @@ def validate(run: Run) -> None:
     run.metrics.log(run.state.step, values | run.statistics.times("validation"))
 
 
-def look_at_attention(run: Run) -> None:
+def look_at_attention(run: Run, mass: AttentionMass) -> None:
     """What attention pays to each kind of key, on the first rows of the data."""
     with run.statistics.aside("attention_mass"):
-        values = run.mass.values(run.engine, run.train_data, run.state.step)
+        values = mass.values(run.engine, run.train_data, run.state.step)
     run.metrics.log(run.state.step, values | run.statistics.times("attention_mass"))
 
 

@@ -63,7 +63,8 @@ class Run:
     checkpoints: Checkpoints
     metrics: Metrics
     statistics: Statistics
-    mass: AttentionMass
+    mass: AttentionMass | None
+    """None: it is not looked at."""
     saves: Saves
     requests: Requests
     spikes: Spikes
@@ -208,7 +209,7 @@ def build_run(
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
         statistics=statistics,
-        mass=AttentionMass(config.attention, resolved, topology),
+        mass=AttentionMass(config.attention, resolved, topology) if config.metrics.attention_mass_every else None,
         saves=Saves(checkpoints, exports, engine, statistics, history, config.checkpoint.background),
         requests=Requests(config.dir, topology, signals or Signals()),
         spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),

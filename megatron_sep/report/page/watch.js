@@ -41,14 +41,14 @@ function view(all) {
   return [from, high === from ? from + 1 : high];
 }
 
-// A colour a run and a dash a metric, or a colour a metric where one run has many.
-function curves(run, figure, alone) {
+// A colour a run and a dash a metric; of many metrics the other way round.
+function curves(run, figure, place) {
   const reach = REACHES[$("smooth").value];
-  const many = alone && Object.keys(figure.metrics).length > 2;
+  const many = Object.keys(figure.metrics).length > 2;
   return Object.entries(figure.metrics).flatMap(([metric, name], number) => {
     const [xs, ys] = curve(run, $("axis").value, metric, figure.factor);
     if (!xs.length) return [];
-    const look = many ? { colour: COLOURS[number] } : { colour: run.colour, dash: DASHES[number] };
+    const look = many ? { colour: COLOURS[number], dash: DASHES[place % DASHES.length] } : { colour: run.colour, dash: DASHES[number] };
     const each = { label: [run.name, name].filter(Boolean).join(", "), width: 2, ...look };
     if (!reach || xs.length < 3) return [{ ...each, curve: [xs, ys] }];
     const raw = { ...each, faint: true, width: 1, curve: [xs, ys] };
@@ -89,7 +89,7 @@ function draw() {
   $("reach").textContent = reach ? `± ${reach} lines` : "off";
   for (const chart of charts) {
     const isGap = chart.figure === GAP;
-    const series = isGap ? gaps(shown) : shown.flatMap((run) => curves(run, chart.figure, shown.length === 1));
+    const series = isGap ? gaps(shown) : shown.flatMap((run, place) => curves(run, chart.figure, place));
     chart.draw(series, isGap || chart.figure.name !== "loss" ? [] : marks(shown), axis, span);
   }
 }

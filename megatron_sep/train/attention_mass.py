@@ -34,20 +34,22 @@ _SCORES = 2**24
 class AttentionMass:
     """Watches the attention of one pass, and shares it out among kinds of keys, over all ranks."""
 
-    def __init__(self, attention: AttentionConfig, resolved: Resolved, topology: Topology) -> None:
+    def __init__(self, engine: Engine, attention: AttentionConfig, resolved: Resolved, topology: Topology) -> None:
+        """Raises EngineError, SeparatorError."""
+        self._engine, self._layers = engine, _layers(engine)
         self._kinds, self._topology = KeyKinds(*first_and_near(attention)), topology
         self._separators = counted_separators(attention, resolved.tokenizer)
         self._groups = [int(pattern.evicts) for pattern in resolved.rules.patterns]
 
-    def values(self, engine: Engine, feed: Feed, step: int) -> dict[str, float]:
+    def values(self, feed: Feed, step: int) -> dict[str, float]:
         """Shares by group of layers and kind of key, such as attention/mass/sep/separators; those of a group add up
         to 1. A group without layers, or with no query behind the window, has none. The device is waited for.
         """
         count = self._topology.pipeline.size if self._topology.chunks > 1 else 1
         batches = list(feed.first(step, count))
         paid_G5 = torch.zeros(len(GROUPS), len(KINDS) + 1, dtype=torch.float64, device=self._topology.device)
-        with torch.compiler.set_stance("force_eager"), self._watching(engine, batches, paid_G5):
-            engine.evaluate(batches, count, replayed=False)
+        with torch.compiler.set_stance("force_eager"), self._watching(batches, paid_G5):
+            self._engine.look(batches, count)
         dist.all_reduce(paid_G5)
         return {
             f"attention/mass/{group}/{kind}": share / counted
@@ -57,10 +59,10 @@ class AttentionMass:
         }
 
     @contextmanager
-    def _watching(self, engine: Engine, batches: list[Microbatch], paid_G5: Tensor) -> Iterator[None]:
+    def _watching(self, batches: list[Microbatch], paid_G5: Tensor) -> Iterator[None]:
         """Each layer meets the micro-batches in their order; hooks see them, and are gone afterwards."""
         with ExitStack() as hooks:
-            for layer in _layers(engine):
+            for layer in self._layers:
                 ids = iter([batch.ids_BT for batch in batches])
                 attention = layer.self_attention.core_attention
                 see = partial(self._see, ids, paid_G5[self._groups[layer.layer_number - 1]])

@@ -129,7 +129,7 @@ class DeepSpeedEngine(Engine):
         return (self._engine.module,)
 
     @torch.no_grad()
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:  # noqa: ARG002
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
         self._engine.eval()
         total = torch.stack([self._loss(batch) for batch in microbatches]).sum()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megatron_sep.config.engines import ENGINES, MUON
 from megatron_sep.data.extras import needs_extra
+from megatron_sep.errors import UserError
 from megatron_sep.model.decoder import Decoder
 from megatron_sep.train.microbatch import Microbatch
 from megatron_sep.weights.sealed import CheckpointError
@@ -33,6 +34,10 @@ class OptimizerSlot:
     """Which of the weight's values on this rank, flat."""
     tensors: Mapping[str, Tensor]
     """In memory, flat: `param` in fp32, `exp_avg`, `exp_avg_sq`, and the number of steps as `step`."""
+
+
+class EngineError(UserError):
+    """Something that an engine is asked for and does not do."""
 
 
 class Writing(Protocol):
@@ -65,17 +70,20 @@ class Engine(ABC):
     def forward_backward(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Gradients of the mean loss of ``count`` micro-batches; that loss over all ranks, an fp32 scalar."""
 
+    @abstractmethod
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar; nothing is learnt."""
+
+    def look(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+        """As ``evaluate``, by a pass in which every module is called, so that its hooks are."""
+        return self.evaluate(microbatches, count)
+
     @property
-    @abstractmethod
     def decoders(self) -> Sequence[Decoder]:
-        """This rank's parts of the model."""
-
-    @abstractmethod
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:
-        """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar; nothing is learnt.
-
-        Not ``replayed``: every module is called, so that its hooks are.
-        """
+        """This rank's parts of the model. Raises EngineError where the engine does not show them."""
+        raise EngineError(
+            f"the engine {self.name!r} does not show its layers; set metrics.attention_mass_every to null"
+        )
 
     @abstractmethod
     def step(self, lr: float) -> StepResult:

@@ -123,7 +123,7 @@ def validate(run: Run) -> None:
 def look_at_attention(run: Run, mass: AttentionMass) -> None:
     """What attention pays to each kind of key, on the first rows of the data."""
     with run.statistics.aside("attention_mass"):
-        values = mass.values(run.engine, run.train_data, run.state.step)
+        values = mass.values(run.train_data, run.state.step)
     run.metrics.log(run.state.step, values | run.statistics.times("attention_mass"))
 
 

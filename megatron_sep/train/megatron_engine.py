@@ -129,13 +129,20 @@ class MegatronEngine(Engine):
         return self._weights
 
     @torch.no_grad()
-    def evaluate(self, microbatches: Iterable[Microbatch], count: int, replayed: bool = True) -> Tensor:
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """The mean loss of ``count`` micro-batches over all ranks, an fp32 scalar."""
+        if self._recorder is None:
+            return self.look(microbatches, count)
         for model in self._models:
             model.eval()
-        if self._recorder is None or not replayed:
-            return self._schedule(microbatches, count, forward_only=True)
         return self._mean([self._recorder.run("validation", self._loss, batch) for batch in microbatches])
+
+    @torch.no_grad()
+    def look(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
+        """As ``evaluate``, with nothing replayed."""
+        for model in self._models:
+            model.eval()
+        return self._schedule(microbatches, count, forward_only=True)
 
     def _loss(self, batch: Microbatch) -> Tensor:
         """The mean loss of a micro-batch, an fp32 scalar."""

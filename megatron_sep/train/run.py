@@ -187,13 +187,9 @@ def build_run(
     )
     exports.take_up(start.newest, state.step)
     annealing = Annealing(resolved.rules, config.attention.anneal, config.checkpoint.init_step)
-    calendar = Calendar(
-        config.train.steps,
-        config.metrics.every,
-        config.train.eval_every,
-        config.checkpoint.every,
-        config.metrics.attention_mass_every or 0,
-    )
+    counts, look = config.train, config.metrics.attention_mass_every
+    calendar = Calendar(counts.steps, config.metrics.every, counts.eval_every, config.checkpoint.every, look or 0)
+    mass = AttentionMass(engine, config.attention, resolved, topology) if look else None
     statistics = Statistics(size, resolved.rules, calendar, topology)
     batch = config.train.global_batch_size
     return Run(
@@ -209,7 +205,7 @@ def build_run(
         checkpoints=checkpoints,
         metrics=_metrics(config, state, topology),
         statistics=statistics,
-        mass=AttentionMass(config.attention, resolved, topology) if config.metrics.attention_mass_every else None,
+        mass=mass,
         saves=Saves(checkpoints, exports, engine, statistics, history, config.checkpoint.background),
         requests=Requests(config.dir, topology, signals or Signals()),
         spikes=Spikes(config.train.spike, inputs.train, batch, history, topology),

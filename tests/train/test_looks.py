@@ -92,7 +92,7 @@ def test_chunks_of_queries_and_documents(tiny: Callable[..., RunConfig], monkeyp
     lines, run = trained(config)
     (look,) = looks(lines)
     monkeypatch.setattr(attention_mass, "_SCORES", 5000)
-    again = run.mass.values(run.engine, run.train_data, 1)
+    again = run.mass.values(run.train_data, 1)
     assert again == {name: pytest.approx(look[name], abs=1e-6) for name in again}
     assert len(again) == 8
 
@@ -127,3 +127,16 @@ def test_what_cannot_be_told_is_refused(tiny: Callable[..., RunConfig], settings
     with pytest.raises(ValidationError, match=why) as refused:
         tiny(**settings, metrics={"attention_mass_every": 5})
     assert "metrics.attention_mass_every=5" in str(refused.value)
+
+
+def test_an_engine_that_does_not_show_its_layers_is_named(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step."""
+    from megatron_sep.train.engine import Engine, EngineError
+    from megatron_sep.train.megatron_engine import MegatronEngine
+    from megatron_sep.train.run import build_run
+
+    monkeypatch.setattr(MegatronEngine, "decoders", Engine.decoders)
+    with pytest.raises(EngineError, match=r"'megatron' does not show its layers; set metrics\.attention_mass"):
+        build_run(tiny(metrics={"attention_mass_every": 1}), topology())

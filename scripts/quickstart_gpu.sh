@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# From text of your own to a trained SepLLM of 160m, and what it gains over full attention: about ten minutes on one H100.
+# From text of your own to a trained SepLLM of 160m, and what it gains over full attention: meant for ten minutes of a GPU.
 #
 #   ./scripts/quickstart_gpu.sh TOKENIZER TEXT [section.key=value ...]
 #
-# TOKENIZER: a tokenizer.json, as GPT-NeoX's. TEXT: a file or folder of .txt, .jsonl or .parquet, also .gz and .zst; a
-# gigabyte is read less than twice. Run again, it goes on or says it is done. A smaller GPU: train.micro_batch_size=8.
+# TOKENIZER: a tokenizer.json, as GPT-NeoX's. TEXT: a file or folder of .txt, .jsonl or .parquet, also .gz and .zst; 262
+# million tokens are read, about a gigabyte. Run again, it goes on. A smaller GPU: train.micro_batch_size=8, fewer steps.
 set -euo pipefail
 [[ $# -ge 2 ]] || { sed -n '4,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-tokenizer=$(realpath -e "$1") text=$(realpath -e "$2")
+tokenizer=$(realpath -e "$1")
+text=$(realpath -e "$2")
 shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh data,hf,plot

@@ -1,0 +1,44 @@
+"""The blocks of a tutorial run as they stand, with tiny models under the names that they give."""
+
+from pathlib import Path
+
+import pytest
+from support.cases import full_run
+from support.pages import ROOT, blocks, furnish, run_page
+
+DOCS = ROOT / "docs"
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+QUICK = {"extend", "notebooks"}
+"""Run in the gate; the others take longer."""
+
+
+def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    furnish(folder)
+    monkeypatch.chdir(folder)
+    return run_page(page, folder)
+
+
+def pages(quick: bool) -> list[object]:
+    return [pytest.param(page, id=page.stem) for page in TUTORIALS if (page.stem in QUICK) == quick]
+
+
+@pytest.mark.usefixtures("no_compilations")
+@pytest.mark.parametrize("page", pages(quick=True))
+def test_a_tutorial(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block that is not marked as only read."""
+    run(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(not full_run(), reason="trains, compiles, decodes; run with --full")
+@pytest.mark.usefixtures("no_compilations")
+@pytest.mark.parametrize("page", [*pages(quick=False), pytest.param(DOCS / "quickstart.md", id="quickstart")])
+def test_a_longer_tutorial(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same."""
+    run(page, tmp_path, monkeypatch)
+
+
+def test_what_is_only_read_is_said_and_no_more_than_that() -> None:
+    """Python is always run, and of the commands all but those that install."""
+    for page in [*TUTORIALS, DOCS / "quickstart.md", DOCS / "install.md"]:
+        marked = [block for block in blocks(page) if block.needs]
+        assert all(block.language == "bash" and block.needs.startswith("installs") for block in marked), page

@@ -115,7 +115,7 @@ def check_ids(source: OpenedSource, rules: dict[str, Any]) -> Tensor:
     """Ids [1, T] of a text of this module's own, with separators and the end of a document in it."""
     length = check_length(source, rules)
     if source.tokenizer is not None:
-        text = load_tokenizer(source.tokenizer).encode(_TEXT)
+        text = load_tokenizer(source.tokenizer, source.eod).encode(_TEXT)
         ids = torch.tensor((text * (length // len(text) + 1))[:length])
     else:
         ids = torch.randint(0, source.vocab_size, (length,), generator=torch.Generator().manual_seed(0))

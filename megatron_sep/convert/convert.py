@@ -65,7 +65,7 @@ def _write_own(source: OpenedSource, partial: Path, dst: Path) -> None:
             "dir": str(dst),
             "model": source.config.model_dump(),
             "attention": source.attention.model_dump(),
-            "tokenizer": {"path": str(dst / names[0]) if names else "none"},
+            "tokenizer": {"path": str(dst / names[0]) if names else "none", "eod": source.eod},
             "data": {"path": "none"},
             "train": {"precision": _PRECISION[dtype]},
         }
@@ -89,7 +89,7 @@ def _write_hugging_face(source: OpenedSource, partial: Path, _: Path) -> None:
 
     dtype = _write_groups(source, partial, f"model-{{:05d}}-of-{count:05d}.safetensors", spelled)
     _copy_tokenizer(source, partial)
-    eod = load_tokenizer(source.tokenizer).eod_id if source.tokenizer else None
+    eod = load_tokenizer(source.tokenizer, source.eod).eod_id if source.tokenizer else None
     _write_json(partial / "config.json", make_config(source.config, source.vocab_size, rules, str(dtype)[6:], eod))
     _write_index(partial)
     package = resources.files("megatron_sep")
@@ -128,7 +128,7 @@ def _copy_tokenizer(source: OpenedSource, folder: Path) -> None:
         if (beside / name).is_file():
             shutil.copy(beside / name, folder / name)
     if source.tokenizer.suffix == ".json" and not (folder / "tokenizer_config.json").exists():
-        tokenizer = load_tokenizer(source.tokenizer)
+        tokenizer = load_tokenizer(source.tokenizer, source.eod)
         end = tokenizer.decode([tokenizer.eod_id])
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": end}
         _write_json(folder / "tokenizer_config.json", settings)

@@ -15,6 +15,7 @@ from megatron_sep.errors import UserError
 from megatron_sep.files import read_json
 from megatron_sep.generate.load import no_tokenizer
 from megatron_sep.prepare.text import read_documents
+from megatron_sep.weights.hugging_face import declared_end
 from megatron_sep.weights.open_source import SourceError, open_source
 from megatron_sep.weights.sealed import is_checkpoint, tokenizer_in
 
@@ -39,10 +40,10 @@ class Known:
 def know(model: Path) -> Known:
     """Look at what ``load`` would load. Raises SourceError and what opening raises; EvaluationError for a tokenizer
     with ordinary tokens that the model has no row for."""
-    tokenizer, rows, length, place = _from_config(model) if _is_hugging_face(model) else _from_source(model)
+    tokenizer, eod, rows, length, place = _from_config(model) if _is_hugging_face(model) else _from_source(model)
     if tokenizer is None:
         raise no_tokenizer(model)
-    opened = load_tokenizer(tokenizer)
+    opened = load_tokenizer(tokenizer, eod)
     beyond = [i for i in range(rows, opened.vocab_size) if i not in opened.special_ids]
     if beyond:
         raise EvaluationError(
@@ -56,20 +57,21 @@ def _is_hugging_face(model: Path) -> bool:
     return (model / "config.json").is_file() and not is_checkpoint(model)
 
 
-def _from_config(model: Path) -> tuple[Path | None, int, int, Path]:
+def _from_config(model: Path) -> tuple[Path | None, str | None, int, int, Path]:
     try:
         tree: dict[str, Any] = read_json(model / "config.json")
         text = tree | tree.get("text_config", {})
-        return tokenizer_in(model), int(text["vocab_size"]), int(text.get("max_position_embeddings") or 0), model
+        length = int(text.get("max_position_embeddings") or 0)
+        return tokenizer_in(model), declared_end(model), int(text["vocab_size"]), length, model
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{model / 'config.json'}: does not describe a language model: {error!r}") from error
 
 
-def _from_source(model: Path) -> tuple[Path | None, int, int, Path]:
+def _from_source(model: Path) -> tuple[Path | None, str | None, int, int, Path]:
     source = open_source(model)
     if source.vocab_size is None:
         raise SourceError(f"{model}: does not say how many rows its embedding has")
-    return source.tokenizer, source.vocab_size, source.config.sequence_length, source.place
+    return source.tokenizer, source.eod, source.vocab_size, source.config.sequence_length, source.place
 
 
 def read_ids(source: Path, known: Known, tokens: int | None = None) -> Tensor:

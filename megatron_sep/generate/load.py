@@ -14,7 +14,7 @@ from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sep.files import read_json
 from megatron_sep.generate.positions import ModelPositions, install
 from megatron_sep.kernels.sep_attention.scores import alibi_slopes
-from megatron_sep.weights.hugging_face import KNOWN_TYPES
+from megatron_sep.weights.hugging_face import KNOWN_TYPES, declared_end
 from megatron_sep.weights.names import PLACES
 from megatron_sep.weights.open_source import OpenedSource, SourceError, open_source
 from megatron_sep.weights.sealed import is_checkpoint, tokenizer_in
@@ -48,7 +48,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> 
     source = open_source(path)
     if source.tokenizer is None:
         raise no_tokenizer(path)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer, source.eod)
     return Loaded(with_positions(source, tokenizer, device, dtype), tokenizer, source.attention)
 
 
@@ -90,7 +90,7 @@ def _load_hugging_face(path: Path, device: torch.device, dtype: torch.dtype | No
     )
     if report["missing_keys"]:
         raise SourceError(f"{path}: its files lack weights: {', '.join(sorted(report['missing_keys'])[:4])}")
-    return Loaded(model.to(device).eval(), load_tokenizer(tokenizer), attention)
+    return Loaded(model.to(device).eval(), load_tokenizer(tokenizer, declared_end(path)), attention)
 
 
 def _model_type(path: Path) -> Any:

@@ -14,7 +14,7 @@ def export_rules(source: OpenedSource) -> dict[str, Any]:
     if attention.separators or attention.document_boundaries:
         if source.tokenizer is None:
             raise SourceError(f"{source.place}: has no tokenizer, which its separators are looked up in")
-        rules = LayerRules.of(attention, layers, load_tokenizer(source.tokenizer))
+        rules = LayerRules.of(attention, layers, load_tokenizer(source.tokenizer, source.eod))
         ids, end = rules.separators.separator_ids, rules.document_end
     return {
         "window": attention.window,

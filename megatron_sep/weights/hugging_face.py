@@ -37,6 +37,23 @@ def read_config(path: Path) -> tuple[ModelConfig, AttentionConfig]:
         raise HuggingFaceError(f"{file}: {error}") from error
 
 
+def declared_end(path: Path) -> str | None:
+    """The text of the token that ends a document, by DIR/tokenizer_config.json; None: it does not say.
+
+    Raises HuggingFaceError for what is no JSON.
+    """
+    file = path / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    try:
+        settings = read_json(file)
+    except ValueError as error:
+        raise HuggingFaceError(f"{file}: cannot be read: {error}") from error
+    token = settings.get("eos_token") if isinstance(settings, dict) else None
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
 def _attention(sep: Any) -> AttentionConfig:
     if not isinstance(sep, dict):
         raise HuggingFaceError(f"{SEP}={sep!r}: holds no pattern, which is a mapping")

@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_sep.config.schema import AttentionConfig, ModelConfig
 from megatron_sep.errors import UserError
 from megatron_sep.weights.checkpoint_files import CheckpointFiles
-from megatron_sep.weights.hugging_face import read_config
+from megatron_sep.weights.hugging_face import declared_end, read_config
 from megatron_sep.weights.hugging_face_files import hugging_face_files
 from megatron_sep.weights.neox_layers import NeoxLayerFiles, has_neox_layers
 from megatron_sep.weights.safetensors_files import SafetensorsFiles
@@ -32,7 +32,10 @@ class SourceError(UserError):
 
 
 class OpenedSource(Source):
-    """Weights with what is known of their attention and tokenizer; ``own``: written by this program."""
+    """Weights with what is known of their attention and tokenizer; ``own``: written by this program.
+
+    ``eod`` is the text of the tokenizer's end-of-document token, as ``load_tokenizer`` takes it.
+    """
 
     def __init__(
         self,
@@ -41,10 +44,11 @@ class OpenedSource(Source):
         files: Files,
         attention: AttentionConfig,
         tokenizer: Path | None,
+        eod: str | None,
         own: bool,
     ) -> None:
         super().__init__(place, config, files, named_as_ours=own)
-        self.attention, self.tokenizer, self.own = attention, tokenizer, own
+        self.attention, self.tokenizer, self.eod, self.own = attention, tokenizer, eod, own
 
 
 def open_source(path: Path, config: ModelConfig | None = None) -> OpenedSource:
@@ -65,7 +69,9 @@ def open_source(path: Path, config: ModelConfig | None = None) -> OpenedSource:
     if (path / "config.json").is_file():
         found, attention = read_config(path)
         _agree(path, config, found)
-        return OpenedSource(path, found, hugging_face_files(path), attention, tokenizer_in(path), own=False)
+        return OpenedSource(
+            path, found, hugging_face_files(path), attention, tokenizer_in(path), declared_end(path), own=False
+        )
     if has_neox_layers(path):
         if config is None:
             raise SourceError(
@@ -87,7 +93,8 @@ def _open_own(path: Path, config: ModelConfig | None) -> OpenedSource:
             f"{', '.join(_READERS)}. Load it with its engine and save it with another"
         )
     files = _READERS[found.engine](path)
-    return OpenedSource(path, found.model, files, found.config.attention, tokenizer_of(path, found.config), own=True)
+    tokenizer, eod = tokenizer_of(path, found.config), found.config.tokenizer.eod
+    return OpenedSource(path, found.model, files, found.config.attention, tokenizer, eod, own=True)
 
 
 def _weights_alone(path: Path) -> Files:
@@ -110,7 +117,7 @@ def _open_layers(path: Path, config: ModelConfig) -> OpenedSource:
     if config.vocab_size not in (None, rows[0]):
         raise SourceError(f"{path}: the embedding has {rows[0]} rows, --config says {config.vocab_size}")
     found = config.model_copy(update={"vocab_size": rows[0]})
-    return OpenedSource(path, found, files, AttentionConfig(), tokenizer_in(path), own=False)
+    return OpenedSource(path, found, files, AttentionConfig(), tokenizer_in(path), declared_end(path), own=False)
 
 
 def _agree(path: Path, asked: ModelConfig | None, found: ModelConfig) -> None:

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 class HuggingFaceError(UserError):
-    """A config.json of an architecture, or with a setting, that this program does not have."""
+    """A config.json of an architecture, or with a setting, that this program does not have, or no JSON at all."""
 
 
 _LLAMA3 = {

@@ -2,8 +2,9 @@
 
 What a page names and a test does not have is stood in for by this rule, and nothing else is changed: `pythia-160m/`,
 `pythia-1.4b/` and `llama-3-8b/` are tiny models of random weights, `20B_tokenizer.json` their tokenizer, `text/`,
-`book.txt` and `prompts.txt` made-up sentences, and `configs/` the repository's. The program and torchrun are the
-scripts of `support/standins`: behind `train` and `quickstart` they put ``SMALL``, and torchrun starts two processes.
+`book.txt` and `prompts.txt` made-up sentences, `data/corpus` a shard of them, and `configs/` the repository's. The
+program and torchrun are the scripts of `support/standins`: behind `train` and `quickstart` they put ``SMALL``, and
+torchrun starts two processes.
 """
 
 import os
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_sep.data.tokenizer import train_tokenizer
+from megatron_sep.data.shards import write_shards
+from megatron_sep.data.tokenizer import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 STANDINS = Path(__file__).parent / "standins"
@@ -28,7 +30,7 @@ PAGES = sorted(
     for path in ROOT.glob(place)
 )
 SMALL = (
-    "model.num_layers=2 model.hidden_size=64 model.num_attention_heads=4 model.vocab_size=400 "
+    "model.num_layers=2 model.hidden_size=64 model.num_attention_heads=4 model.vocab_size=null model.vocab_multiple=1 "
     "model.sequence_length=128 train.steps=4 train.global_batch_size=4 train.micro_batch_size=2 train.precision=fp32 "
     "train.eval_every=2 train.eval_batches=1 checkpoint.every=2 metrics.every=1"
 )
@@ -81,8 +83,9 @@ def furnish(folder: Path) -> None:
     """Put there what the pages name."""
     (folder / "text").mkdir()
     (folder / "configs").symlink_to(ROOT / "configs")
-    for number in range(8):
-        (folder / "text" / f"{number}.txt").write_text(f"Chapter {number}.\n{TEXT}")
+    (folder / "data").mkdir()
+    for number in range(120):
+        (folder / "text" / f"{number}.txt").write_text(f"Chapter {number}.\n{TEXT[:4000]}")
     (folder / "text" / "book.txt").write_text(TEXT)
     (folder / "book.txt").write_text(TEXT)
     (folder / "prompts.txt").write_text("The captain\nOnce upon a time,\n")
@@ -92,6 +95,8 @@ def furnish(folder: Path) -> None:
         _save(pythia, folder / name, "<|endoftext|>")
     _save(LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **SHAPE)), folder / "llama-3-8b", "<|end_of_text|>")
     (folder / "20B_tokenizer.json").write_text((folder / "pythia-160m" / "tokenizer.json").read_text())
+    tokenizer = load_tokenizer(folder / "20B_tokenizer.json")
+    write_shards(folder / "data" / "corpus", [[*tokenizer.encode(TEXT), tokenizer.eod_id]] * 200, tokenizer.vocab_size)
 
 
 def _save(model: Any, folder: Path, end: str) -> None:
@@ -110,6 +115,7 @@ def run_page(page: Path, folder: Path) -> str:
     all_blocks = [block for block in blocks(page) if block.needs is None]
     for block in all_blocks:
         if block.language == "yaml" and (name := re.match(r"# (\S+)\n", block.text)):
+            (folder / name[1]).parent.mkdir(exist_ok=True)
             (folder / name[1]).write_text(block.text)
     names: dict[str, Any] = {"__name__": page.stem}
     said = ""

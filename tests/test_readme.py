@@ -47,14 +47,14 @@ def checksum(folder: Path) -> list[str]:
     return subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout.decode().split()
 
 
-def shell(command: str, folder: Path) -> str:
+def shell(command: str, folder: Path, **more: str) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=1200,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -88,13 +88,18 @@ def test_what_the_quickstart_logged_is_true(checkout: Path) -> None:
     assert "differs" not in said
 
 
-def test_the_training_commands(checkout: Path) -> None:
-    """Every command of the README's training block works after the quickstart, shortened to a few steps more."""
+def test_the_ten_commands(checkout: Path) -> None:
+    """A stranger's path, after the quickstart, which is done: shortened to a few steps more, all from this checkout."""
     done = sum("train/loss" in line for line in (checkout / "runs/quickstart/metrics.jsonl").read_text().splitlines())
     assert done
+    assert len(BLOCKS[2].splitlines()) == 10
     last = STEPS + 2
-    block = BLOCKS[2].replace("train.steps=600", f"train.steps={last}")
-    said = shell(block.replace("dir=runs/two", "dir=runs/two train.steps=4"), checkout)
+    block = BLOCKS[2].replace("quickstart.sh", f"quickstart.sh train.steps={STEPS}")
+    block = block.replace("train.steps=600", f"train.steps={last}").replace("runs/two\n", "runs/two train.steps=4\n", 1)
+    said = shell(block, checkout, PYTHONPATH=str(checkout))
+    assert "is done" in said
     assert f"step {last}/{last}  loss" in said
     assert "step 4/4  loss" in said
     assert (checkout / "loss.png").is_file()
+    assert "cache of" in said
+    assert (checkout / "export" / "config.json").is_file()

@@ -1,10 +1,10 @@
-"""The blocks of a tutorial run as they stand, with tiny models under the names that they give."""
+"""The blocks of a page run as they stand, with tiny models under the names that they give."""
 
 from pathlib import Path
 
 import pytest
 from support.cases import full_run
-from support.pages import ROOT, blocks, furnish, run_page
+from support.pages import ROOT, blocks, furnish, run_page, shell
 
 DOCS = ROOT / "docs"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
@@ -35,6 +35,17 @@ def test_a_tutorial(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_longer_tutorial(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same."""
     run(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(not full_run(), reason="decodes and evaluates; run with --full")
+@pytest.mark.parametrize("name", ["inference", "evaluation"])
+def test_a_page_about_a_trained_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the quickstart, in four steps."""
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    shell("megatron_sep quickstart", tmp_path)
+    (tmp_path / "piqa.jsonl").write_text('{"query": "A cat", "choices": ["sleeps.", "flies."], "gold": 0}\n' * 4)
+    run_page(DOCS / f"{name}.md", tmp_path)
 
 
 def test_what_is_only_read_is_said_and_no_more_than_that() -> None:

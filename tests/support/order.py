@@ -19,6 +19,7 @@ LONGEST_FIRST = (
     "train/test_loop.py",
     "parallel/test_lost_peers.py",
     "train/test_saving_soak.py",
+    "docs/test_blocks.py",
 )
 
 

@@ -37,6 +37,13 @@ def test_a_longer_tutorial(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     run(page, tmp_path, monkeypatch)
 
 
+@pytest.mark.skipif(not full_run(), reason="computes all that is exact; run with --full")
+def test_the_exact_part_of_the_reproduction(tmp_path: Path) -> None:
+    """Without a run."""
+    said = run_page(DOCS / "reproduction.md", tmp_path)
+    assert "Table 3" in said
+
+
 @pytest.mark.skipif(not full_run(), reason="decodes and evaluates; run with --full")
 @pytest.mark.parametrize("name", ["inference", "evaluation"])
 def test_a_page_about_a_trained_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def test_the_exact_part_of_the_reproduction(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["inference", "evaluation"])
 def test_a_page_about_a_trained_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the quickstart, in four steps."""
+    if name == "evaluation":
+        pytest.importorskip("lm_eval", reason="needs lm-eval: the extra `eval`")
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path)
     shell("megatron_sep quickstart", tmp_path)

@@ -130,7 +130,8 @@ def run_page(page: Path, folder: Path) -> str:
 def shell(command: str, folder: Path) -> str:
     """What a command said that went well."""
     path = os.pathsep.join([str(STANDINS), str(Path(sys.executable).parent), os.environ["PATH"]])
-    ours = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SMALL": SMALL}
+    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ours = {"PATH": path, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1", "SMALL": SMALL}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder, env=os.environ | ours, capture_output=True, text=True, check=False, timeout=900,

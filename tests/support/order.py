@@ -15,6 +15,7 @@ LONGEST_FIRST = (
     "kernels/test_sep_attention.py",
     "kernels/test_scores.py",
     "parallel/test_parity_two_processes.py",
+    "test_quickstart_gpu.py",
     "convert/test_memory.py",
     "train/test_loop.py",
     "parallel/test_lost_peers.py",

@@ -52,6 +52,18 @@ def test_what_a_cache_can_do_its_ids_do_too(model: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_by_either_name(model: Any, name: str) -> None:
+    """What transformers calls it since 5.24, and before, whichever is installed: the new tokens see the old ones."""
+    ids, cache = some_ids(), DynamicCache()
+    expected = model.base_model(ids, use_cache=False).last_hidden_state[:, 12:]
+    model.base_model(ids[:, :12], **{name: cache})
+    found = model.base_model(ids[:, 12:], **{name: cache}).last_hidden_state
+    assert cache.get_seq_length() == 16
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
 def test_assisted_decoding_gives_the_same_tokens(model: Any) -> None:
     ids = some_ids(rows=1).repeat(1, 3)
     expected = model.generate(ids, **OPTIONS)

@@ -53,8 +53,9 @@ def with_datatrove(corpus: str, tokenizer: str, folder: str) -> None:
             tasks,
         ),
     ]
-    for pipeline, count in stages:
-        LocalPipelineExecutor(pipeline, tasks=count, workers=PROCESSES, start_method="spawn").run()
+    for number, (pipeline, count) in enumerate(stages):
+        logs = f"{folder}/logs{number}"
+        LocalPipelineExecutor(pipeline, count, PROCESSES, logging_dir=logs, start_method="spawn").run()
 
 
 def dropped_by_datatrove(folder: Path) -> set[str]:

@@ -39,6 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
         patch.setenv("RAY_DISABLE_METRICS_COLLECTION", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # a machine that others use gives workers of Ray's own 15 no time
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             nodes.add_node(num_cpus=1)
@@ -77,11 +78,24 @@ def config(tmp_path: Path, tokenizer_path: Path) -> Path:
     return path
 
 
-def start(config: Path, output: str, cluster: Any) -> subprocess.Popen[str]:
-    words = ["prepare", str(config), f"output={config.parent / output}", "--on", f"ray://{cluster.address}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "megatron_sep", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+Start = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(cluster: Any, config: Path) -> Iterator[Start]:
+    """Starts a driver that writes to a name beside the configuration; none is left after the test."""
+    drivers = []
+
+    def started(output: str) -> subprocess.Popen[str]:
+        words = ["prepare", str(config), f"output={config.parent / output}", "--on", f"ray://{cluster.address}"]
+        command = [sys.executable, "-m", "megatron_sep", *words]
+        drivers.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+        return drivers[-1]
+
+    yield started
+    for driver in drivers:
+        driver.kill()
+        driver.wait()
 
 
 def workers() -> list[psutil.Process]:
@@ -114,13 +128,13 @@ def written(folder: Path) -> set[tuple[Path, int]]:
     return found
 
 
-def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, config: Path) -> None:
+def test_whoever_is_killed_the_bytes_are_those_of_one_process(start: Start, config: Path) -> None:
     """SIGKILL for workers and drivers in turns, while something is written; a driver that is started again goes on."""
     generator = random.Random(0)
     output, kills, drivers = 0, 0, 0
     while kills < KILLS:
         output += 1
-        driver, folder = start(config, f"ray{output}", cluster), config.parent / f"ray{output}.work"
+        driver, folder = start(f"ray{output}"), config.parent / f"ray{output}.work"
         while kills < KILLS and goes_on(driver, folder):
             time.sleep(generator.uniform(0, 0.5))
             victims = workers()
@@ -128,7 +142,7 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, conf
                 driver.kill()
                 driver.wait()
                 kills, drivers = kills + 1, drivers + 1
-                driver = start(config, f"ray{output}", cluster)
+                driver = start(f"ray{output}")
             elif victims:
                 generator.choice(victims).kill()
                 kills += 1
@@ -138,10 +152,10 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(cluster: Any, conf
     assert drivers
 
 
-def test_a_node_that_is_lost_costs_time_alone(cluster: Any, config: Path) -> None:
+def test_a_node_that_is_lost_costs_time_alone(cluster: Any, start: Start, config: Path) -> None:
     """SIGKILL for all of a node's processes, in the middle of the first and of the second pass."""
     lost = {stage: cluster.add_node(num_cpus=1) for stage in ("scan", "encode")}
-    driver = start(config, "lost", cluster)
+    driver = start("lost")
     for stage, node in lost.items():
         while driver.poll() is None and not any(config.parent.glob(f"lost.work/part-*/{stage}.json")):
             time.sleep(0.05)

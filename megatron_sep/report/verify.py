@@ -64,7 +64,7 @@ def _open(path: Path) -> Subject:
     source = open_source(written[-1] if written else path)  # of a run the newest, whole or not
     if source.tokenizer is None:
         raise VerifyError(f"{path}: has no tokenizer.json or tokenizer.model; copy it there")
-    tokenizer = load_tokenizer(source.tokenizer, describe(source.place).config.tokenizer.eod if source.own else None)
+    tokenizer = load_tokenizer(source.tokenizer, source.eod)
     rules = LayerRules.of(source.attention, source.config.num_layers, tokenizer)
     return Subject(source, tokenizer, rules.counting(source.config.position, tokenizer))
 

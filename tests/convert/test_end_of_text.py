@@ -15,6 +15,7 @@ from megatron_sep.data.tokenizer import TokenizerError
 from megatron_sep.evaluate.texts import know
 from megatron_sep.generate.load import load
 from megatron_sep.parallel.groups import topology
+from megatron_sep.report.verify import verify
 from megatron_sep.weights.hugging_face import HuggingFaceError
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -46,6 +47,7 @@ def test_a_hugging_face_directory_says_it(tmp_path: Path, corpus: Path, eos_toke
     convert(folder, tmp_path / "start")
     convert(tmp_path / "start", tmp_path / "export")
     assert [end_of(tmp_path / name) for name in ("llama", "start", "export")] == [END] * 3
+    assert "vocabulary 300" in next(verify(folder, None, topology()))  # opened as the others
 
 
 def test_a_run_says_it(tiny: Callable[..., RunConfig], tmp_path: Path, corpus: Path) -> None:

@@ -101,5 +101,5 @@ def test_the_ten_commands(checkout: Path) -> None:
     assert f"step {last}/{last}  loss" in said
     assert "step 4/4  loss" in said
     assert (checkout / "loss.png").is_file()
-    assert "\nimport " in said.partition("step 4/4  loss")[2]
+    assert "\nclass " in said.partition("step 4/4  loss")[2]
     assert (checkout / "export" / "config.json").is_file()

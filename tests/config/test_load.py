@@ -49,15 +49,17 @@ def test_the_fine_tuning_of_table_14_loads() -> None:
 
 
 def test_the_runs_of_the_reproduction_learn_from_the_same_tokens() -> None:
-    """From scratch they differ in their attention alone; after post-training they end where the others do."""
+    """From scratch they differ in attention or seed alone; after post-training they end where the others do."""
     runs = {path.stem: load_config(path) for path in REPRODUCE}
-    assert len(runs) == 10
+    assert len(runs) == 13
     for name, run in runs.items():
         assert run.dir == Path("runs/reproduce") / name
         assert (run.model, run.data, run.tokenizer) == (runs["vanilla"].model, runs["vanilla"].data, run.tokenizer)
         assert run.optimizer.decay_steps in (None, run.train.steps, runs["vanilla"].train.steps)
         if not name.startswith("posttrain"):
-            assert (run.train, run.optimizer) == (runs["vanilla"].train, runs["vanilla"].optimizer)
+            seed = 2 if name.endswith("seed2") else runs["vanilla"].train.seed
+            assert run.train == runs["vanilla"].train.model_copy(update={"seed": seed})
+            assert run.optimizer == runs["vanilla"].optimizer
             assert run.train.steps * run.train.global_batch_size * run.model.sequence_length > 120e6
     vanilla, switched = runs["vanilla"], runs["posttrain-n64"].checkpoint
     assert switched.init_step % vanilla.checkpoint.every == 0

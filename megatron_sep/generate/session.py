@@ -13,6 +13,7 @@ from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.decode import Decoder
 from megatron_sep.generate.load import Loaded, load
 from megatron_sep.generate.sampler import Sampling, cache_lines, stream
+from megatron_sep.kernels.operation import announced_afterwards
 from megatron_sep.parallel.device import current_device
 
 
@@ -35,9 +36,10 @@ class Session:
         decoder = Decoder(self.loaded.model, cache)
         pieces = stream(decoder, self.loaded.tokenizer, prompts, sampling)
         if len(prompts) == 1:
-            yield prompts[0]
-            yield from (piece for _, piece in pieces)
-            yield "\n"
+            with announced_afterwards():
+                yield prompts[0]
+                yield from (piece for _, piece in pieces)
+                yield "\n"
             return
         whole = list(prompts)
         for index, piece in pieces:

@@ -3,7 +3,8 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,11 +98,28 @@ class Operation:
         return replace(self, implementations=self.implementations + rows)
 
 
-def _announce(line: str) -> None:
-    if line not in _announced:
-        _announced.add(line)
-        if os.environ.get("RANK", "0") == "0":
+@contextmanager
+def announced_afterwards() -> Iterator[None]:
+    """What is announced meanwhile is printed at the end: a text that is shown as it grows has no such lines in it."""
+    held: list[str] = []
+    _held.append(held)
+    try:
+        yield
+    finally:
+        _held.remove(held)
+        for line in held:
             print(line, file=sys.stderr)
 
 
+def _announce(line: str) -> None:
+    if line in _announced or os.environ.get("RANK", "0") != "0":
+        return
+    _announced.add(line)
+    if _held:
+        _held[-1].append(line)
+    else:
+        print(line, file=sys.stderr)
+
+
 _announced: set[str] = set()
+_held: list[list[str]] = []

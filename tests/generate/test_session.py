@@ -16,6 +16,7 @@ from megatron_sep.generate.interface import AttachError
 from megatron_sep.generate.load import load
 from megatron_sep.generate.sampler import Sampling, SamplingError
 from megatron_sep.generate.session import SessionError, open_session, read_prompts
+from megatron_sep.kernels import operation, registry
 from megatron_sep.parallel.groups import topology
 from megatron_sep.weights.hugging_face import HuggingFaceError
 from megatron_sep.weights.open_source import SourceError
@@ -43,6 +44,19 @@ def run(tiny: Callable[..., RunConfig]) -> RunConfig:
 def greedy(session: Any, prompts: list[str], tokens: int = 40, cache: Any = None) -> str:
     cache = cache or session.attachment.new_cache()
     return "".join(session.shown(prompts, Sampling(max_tokens=tokens, temperature=0), cache))
+
+
+def test_what_computes_is_said_behind_the_text(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal shows both, and a text that grows is not cut by it."""
+    session = open_session(run.dir, None, None, None)
+    monkeypatch.setattr(operation, "_announced", set())
+    registry._load.cache_clear()
+    capsys.readouterr()
+    shown = session.shown(["A text. "], Sampling(max_tokens=40, temperature=0), session.attachment.new_cache())
+    assert not any(capsys.readouterr().err for _ in shown)
+    assert "sep_decode: reference on cpu\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

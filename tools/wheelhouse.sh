@@ -12,8 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# == 3 || $# == 4 ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 python=$1 cuda=$2 dir=$3 extras=${4:-data,sentencepiece,hf,plot,watch,log,remote}
 [[ $cuda =~ ^(cpu|cu[0-9]+)$ ]] || { echo "CUDA=$cuda: name cpu, or a version as cu130" >&2; exit 2; }
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' ||
-    { echo "PYTHON=$python: is no Python 3.11 or 3.12 that runs here" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
+    { echo "PYTHON=$python: is no Python 3.11, 3.12 or 3.13 that runs here" >&2; exit 2; }
 [[ ! -e $dir ]] || { echo "$dir: is there already; name another DIR, or remove it" >&2; exit 2; }
 
 index=${TORCH_INDEX-https://download.pytorch.org/whl/$cuda}
@@ -21,7 +21,7 @@ work=$dir.partial
 mkdir -p "$work"
 exec {lock}>"$work/lock"
 flock --nonblock "$lock" || { echo "$work: another process is at work there; wait for it, or end it" >&2; exit 2; }
-sed -E "s/^torch==([0-9.]+)$/torch==\1${index:++$cuda}/" scripts/constraints.txt >"$work/constraints.txt"
+sed -E "s/^(torch==[0-9.]+)/\1${index:++$cuda}/" scripts/constraints.txt >"$work/constraints.txt"
 [[ -x $work/venv/bin/python ]] || "$python" -m venv "$work/venv"
 pip=("$work/venv/bin/python" -m pip --disable-pip-version-check)
 mkdir -p "$work/source" # what is built leaves its traces there, not here

@@ -100,26 +100,28 @@ class Operation:
 
 @contextmanager
 def announced_afterwards() -> Iterator[None]:
-    """What is announced meanwhile is printed at the end: a text that is shown as it grows has no such lines in it."""
-    held: list[str] = []
-    _held.append(held)
+    """What is announced meanwhile is printed at the end, of several the last: texts that grow have no such lines."""
+    text = object()
+    _growing.add(text)
     try:
         yield
     finally:
-        _held.remove(held)
-        for line in held:
-            print(line, file=sys.stderr)
+        _growing.discard(text)
+        while _held and not _growing:
+            print(_held.pop(0), file=sys.stderr)
 
 
 def _announce(line: str) -> None:
     if line in _announced or os.environ.get("RANK", "0") != "0":
         return
     _announced.add(line)
-    if _held:
-        _held[-1].append(line)
+    if _growing:
+        _held.append(line)
     else:
         print(line, file=sys.stderr)
 
 
 _announced: set[str] = set()
-_held: list[list[str]] = []
+_held: list[str] = []
+_growing: set[object] = set()
+"""Texts that are being shown."""

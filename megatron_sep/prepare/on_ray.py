@@ -4,8 +4,8 @@ Tasks write nothing but files of a part's folder, which one process at a time ha
 is killed costs what was not yet committed. All nodes see the output's folder and the text.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from megatron_sep.config.prepare import PrepareConfig
@@ -16,13 +16,14 @@ from megatron_sep.prepare import worker
 from megatron_sep.prepare.assemble import assemble
 from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.parts import Job
+from megatron_sep.prepare.pool import in_order
 from megatron_sep.prepare.prepare import Wish
 from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import total_bytes
 from megatron_sep.prepare.receipt import Manifest, PrepareError, finished, made_files, publish, refuse_foreign
 from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.upload import upload
-from megatron_sep.prepare.work_folder import locked, whole_at_work
+from megatron_sep.prepare.work_folder import locked, part_lock, whole_at_work
 
 with needs_extra("ray", "ray"):
     import ray
@@ -45,15 +46,8 @@ class RayPool:
 
     def map(self, function: Callable[[Any], Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """As ``Pool`` says."""
-        task, waiting = ray.remote(_call).options(**_AGAIN), deque[tuple[Any, Any]]()
-        for item in items:
-            waiting.append((item, task.remote([self._job], function, item)))
-            if len(waiting) > self.size + 2:
-                item, result = waiting.popleft()
-                yield item, _result(result)
-        while waiting:
-            item, result = waiting.popleft()
-            yield item, _result(result)
+        task = ray.remote(_call).options(**_AGAIN)
+        return in_order(items, partial(task.remote, [self._job], function), _result, self.size)
 
 
 def prepare_on(config: PrepareConfig, address: str | None) -> Manifest:
@@ -116,7 +110,7 @@ def _all_parts(job: Job, reference: Any, stage: str, total: int) -> None:
 def _work_on_part(job: list[Any], stage: str, part: int) -> None:
     """In a task; a killed driver's may still be at work and is waited for."""
     found: Job = ray.get(job[0])
-    with locked(found.folder / f"part-{part:05d}.lock", wait=True):
+    with locked(part_lock(found.folder, part), wait=True):
         _STAGES[stage](found, part, RayPool(job[0]))
 
 

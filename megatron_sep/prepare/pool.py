@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Protocol
 
@@ -27,6 +28,21 @@ class Pool(Protocol):
         ...
 
 
+def in_order(
+    items: Iterator[Any], submit: Callable[[Any], Any], result: Callable[[Any], Any], size: int
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with the result of what was submitted for it, so many ahead as keep ``size`` workers busy."""
+    waiting: deque[tuple[Any, Any]] = deque()
+    for item in items:
+        waiting.append((item, submit(item)))
+        if len(waiting) > size + 2:
+            item, coming = waiting.popleft()
+            yield item, result(coming)
+    while waiting:
+        item, coming = waiting.popleft()
+        yield item, result(coming)
+
+
 class ProcessPool:
     """Worker processes that are started when they are first needed."""
 
@@ -43,16 +59,8 @@ class ProcessPool:
 
     def map(self, function: Callable[[Any], Any], items: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """As ``Pool`` says. Raises PrepareError where a process was killed."""
-        waiting: deque[tuple[Any, Future[Any]]] = deque()
         try:
-            for item in items:
-                waiting.append((item, self._submit(function, item)))
-                if len(waiting) > self.size + 2:
-                    item, future = waiting.popleft()
-                    yield item, future.result()
-            while waiting:
-                item, future = waiting.popleft()
-                yield item, future.result()
+            yield from in_order(items, partial(self._submit, function), Future.result, self.size)
         except BrokenProcessPool as error:
             raise PrepareError(
                 "a worker process was killed, as by a machine without free memory; run again to go on where it "

@@ -35,7 +35,7 @@ def part_at_work(output: Path, settings: Manifest, part: int, parts: int) -> Ite
                 _begin(folder, wanted)
             locks.enter_context(locked(folder / "lock", shared=True))
             _parts_of(folder, wanted)
-        with locked(folder / f"part-{part:05d}.lock"):
+        with locked(part_lock(folder, part)):
             yield folder
 
 
@@ -59,6 +59,11 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
                     f"{path.parent}: cannot be locked ({error}); choose an output on another disk"
                 ) from error
         yield
+
+
+def part_lock(folder: Path, part: int) -> Path:
+    """Held by who works on a part."""
+    return folder / f"part-{part:05d}.lock"
 
 
 def _made(output: Path) -> Path:

@@ -92,7 +92,7 @@ def page(watched: Watched, host: str) -> Any:
 
         try:
             seen = _seen(await request.json())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return Response("send {run: [generation, rows]}", 400)
         return Response(_json(await run_sync(watched.look, seen)), media_type="application/json")
 
@@ -113,7 +113,7 @@ def page(watched: Watched, host: str) -> Any:
 
 
 def _seen(value: Any) -> Seen:
-    """Raises ValueError, TypeError for what a page does not send."""
+    """Raises ValueError, TypeError, OverflowError for what a page does not send."""
     found = {str(name): tuple(map(int, mark)) for name, mark in dict(value).items()}
     if any(len(mark) != 2 for mark in found.values()):
         raise ValueError(value)

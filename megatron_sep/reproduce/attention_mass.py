@@ -68,9 +68,9 @@ def mass(weights_HTT: Tensor, separator_T: Tensor) -> dict[str, float]:
 
 
 def sources(inputs: Inputs, item: str) -> list[tuple[Path, str]]:
-    """The checkpoint that was named, or the runs of the folder. Raises ReproduceError for neither."""
-    if inputs.checkpoint is not None:
-        return [(inputs.checkpoint, inputs.checkpoint.name)]
+    """The checkpoints that were named, or the runs of the folder. Raises ReproduceError for neither."""
+    if inputs.checkpoints:
+        return [(path, path.name) for path in inputs.checkpoints]
     if inputs.runs is None:
         raise ReproduceError(f"{item}: pass --checkpoint PATH, or --runs DIR to look at each run below it")
     return [(run.dir, run.label) for run in find_runs(inputs.runs) if not run.post_trained]

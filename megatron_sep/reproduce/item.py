@@ -22,8 +22,8 @@ class Inputs:
 
     runs: Path | None = None
     """Folder with dirs of runs in it or below it."""
-    checkpoint: Path | None = None
-    """A checkpoint, a run's dir, or a Hugging Face directory."""
+    checkpoints: tuple[Path, ...] = ()
+    """Checkpoints, dirs of runs, or Hugging Face directories."""
     text: Path | None = None
     """A file, or a folder of *.txt, to feed to models."""
     tokens: int = 20_000

@@ -12,6 +12,7 @@ from megatron_sep.reproduce import (
     sparsity,
     speed,
     streams,
+    tasks,
 )
 from megatron_sep.reproduce.attention_mass import figure2, head_map
 from megatron_sep.reproduce.item import TRAIN, Item, Make, ReproduceError
@@ -40,8 +41,8 @@ ITEMS = (
         "the accuracies; its shares of kept keys are arithmetic and here",
     ),
     Item(
-        "table2", "Table 2: from scratch, downstream", "small", _RUNS, losses.table2,
-        "the seven tasks, for which `megatron_sep convert RUN EXPORT` writes what a harness reads",
+        "table2", "Table 2: from scratch, downstream", "small", f"{_RUNS}; for tasks what `{tasks.MEASURE}` writes",
+        losses.table2,
     ),
     Item(
         "table3", "Table 3: FLOPs and attention map ratios", "exact", f"{_NOTHING}; with --runs DIR also those of runs",

@@ -1,8 +1,9 @@
-"""Figures 1 and 5 and Table 2's perplexity: the loss of runs beside vanilla's, at equal tokens, FLOPs and time."""
+"""Figures 1 and 5 and Table 2: the loss of runs beside vanilla's, at equal tokens, FLOPs and time."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,18 @@ import numpy as np
 from megatron_sep.report.curves import LOSS
 from megatron_sep.report.picture import labelled, pyplot
 from megatron_sep.reproduce.item import Inputs, ReproduceError, Result, Row, Table
-from megatron_sep.reproduce.runs import Comparison, Run, comparison
+from megatron_sep.reproduce.runs import Comparison, Run, comparison, other_seeds
+from megatron_sep.reproduce.tasks import PUBLISHED, tables_of
 
-PUBLISHED = {
-    "Vanilla": (34.83, 100.0),
-    "StrmLLM n=64": (44.03, 16.58),
-    "SepLLM n=64": (40.08, 25.83),
-    "SepLLM n=128": (30.16, 35.64),
-    "SepLLM n=64, H": (36.54, 32.01),
-    "SepLLM n=64, H/T": (33.41, 38.18),
+SHARES = {
+    "Vanilla": 100.0,
+    "StrmLLM n=64": 16.58,
+    "SepLLM n=64": 25.83,
+    "SepLLM n=128": 35.64,
+    "SepLLM n=64, H": 32.01,
+    "SepLLM n=64, H/T": 38.18,
 }
-"""Perplexity of LAMBADA and attention share (%) of Table 2."""
+"""Attention share (%) of Table 2."""
 _SHORT = "the paper has a curve and no number"
 
 
@@ -75,7 +77,8 @@ def figure5(inputs: Inputs) -> Result:
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     _draw_losses(left, found, TOKENS)
     _draw_ratios(right, found, FLOPS)
-    return Result(_ratio_tables(found, (TOKENS, FLOPS)), found.notes, {"figure5": figure})
+    tables = (*_ratio_tables(found, (TOKENS, FLOPS)), *_seed_tables(found, inputs.folder("figure5")))
+    return Result(tables, found.notes, {"figure5": figure})
 
 
 def figure1(inputs: Inputs) -> Result:
@@ -90,23 +93,24 @@ def figure1(inputs: Inputs) -> Result:
 
 
 def table2(inputs: Inputs) -> Result:
-    """Perplexity of the validation split beside vanilla's, and the attention share."""
+    """Perplexity of the validation split beside vanilla's, the attention share, and tasks that were measured."""
     found = comparison(inputs.folder("table2"))
     perplexity = {run.label: math.exp(losses(run)[1][-1]) for run in found.all}
-    none = (None, None)
-    vanilla, theirs = perplexity[found.vanilla.label], PUBLISHED["Vanilla"][0]
+    vanilla = perplexity[found.vanilla.label]
     other = "validation text here, last words of LAMBADA there; fewer tokens"
     ratios, shares = [], []
     for run in found.all:
-        paper, share = PUBLISHED.get(run.label, none)
-        ratios.append(Row(run.label, perplexity[run.label] / vanilla, paper / theirs if paper else None, other))
-        shares.append(Row(run.label, 100 * run.mean("attention/visible"), share, "training text here, prompts there"))
+        paper = PUBLISHED[run.label]["LBD-ppl"] / PUBLISHED["Vanilla"]["LBD-ppl"] if run.label in PUBLISHED else None
+        ratios.append(Row(run.label, perplexity[run.label] / vanilla, paper, other))
+        seen, share = 100 * run.mean("attention/visible"), SHARES.get(run.label)
+        shares.append(Row(run.label, seen, share, "training text here, prompts there"))
     own = tuple(Row(name, value) for name, value in perplexity.items())
     return Result(
         (
             Table("Perplexity of the validation split", own),
             Table("Perplexity over vanilla's", tuple(ratios), 3),
             Table("Visible share of the attention map (%)", tuple(shares)),
+            *tables_of(found.all),
         ),
         found.notes,
     )
@@ -124,6 +128,20 @@ def _ratio_tables(found: Comparison, axes: tuple[Axis, ...]) -> tuple[Table, ...
             )
             for axis in axes
         ),
+    )
+
+
+def _seed_tables(found: Comparison, folder: Path) -> tuple[Table, ...]:
+    """How far the last losses of other seeds are from those of the first; no table without other seeds."""
+    first = {run.label: float(losses(run)[1][-1]) for run in found.all}
+    rows = tuple(
+        Row(f"{run.label}, seed {run.config.train.seed}", float(losses(run)[1][-1]) - first[run.label], None, _SHORT)
+        for run in other_seeds(found, folder)
+    )
+    return (
+        (Table("Last validation loss of another seed over that of the first (nats per token)", rows, 4),)
+        if rows
+        else ()
     )
 
 

@@ -140,6 +140,13 @@ def comparison(folder: Path) -> Comparison:
     return Comparison(vanilla, tuple(sorted(others.values(), key=_in_order)), (*notes, *unfinished))
 
 
+def other_seeds(found: Comparison, folder: Path) -> list[Run]:
+    """The runs of a folder that differ from one of a comparison in their seed alone."""
+    labels = {run.label for run in found.all}
+    runs = (run for run in find_runs(folder) if not run.post_trained and run.label in labels)
+    return [run for run in runs if _different(run, found.vanilla) == ["train.seed"]]
+
+
 def _unfinished(run: Run) -> list[str]:
     """A sentence where a run is not over."""
     step, steps = int(max(line["step"] for line in run.lines)), run.config.train.steps
@@ -158,6 +165,12 @@ def _in_order(run: Run) -> tuple[int, int, int]:
 
 def _difference(run: Run, vanilla: Run) -> str:
     """What else than its attention differs from vanilla; nothing: an empty string."""
+    different = _different(run, vanilla)
+    return f"another {', '.join(different)} than {vanilla.dir.name}" if different else ""
+
+
+def _different(run: Run, vanilla: Run) -> list[str]:
+    """Settings but those of attention that two runs do not share."""
     ours, theirs = run.config, vanilla.config
     parts = {
         "model": (ours.model, theirs.model),
@@ -167,5 +180,4 @@ def _difference(run: Run, vanilla: Run) -> str:
         "train.steps": (ours.train.steps, theirs.train.steps),
         "train.seed": (ours.train.seed, theirs.train.seed),
     }
-    different = [name for name, (a, b) in parts.items() if a != b]
-    return f"another {', '.join(different)} than {vanilla.dir.name}" if different else ""
+    return [name for name, (a, b) in parts.items() if a != b]

@@ -109,7 +109,7 @@ def test_mass_of_a_map_that_is_known() -> None:
 
 def test_figures_of_a_run(run: Path, tmp_path: Path) -> None:
     """`reproduce` writes pictures, Markdown and JSON; a layer that is not there is refused."""
-    table = figure2(Inputs(checkpoint=run)).tables[0]
+    table = figure2(Inputs(checkpoints=(run,))).tables[0]
     assert len(table.rows) == 3
     assert all(0 < row.ours < 100 for row in table.rows if row.ours is not None)
     words = ["reproduce", "figure2", "figure14", "figure3", "--checkpoint", str(run), "--out", str(tmp_path / "out")]

@@ -143,6 +143,38 @@ def test_needles_of_runs(folder: Path) -> None:
         heat_maps("figure9", "Vanilla")(Inputs(folder))
 
 
+def test_tasks_of_runs(folder: Path) -> None:
+    """A table for each column that was measured, in per cent beside the paper's; local names count as lm-eval's."""
+    metrics = {"arc_easy_local": {"acc": 0.25, "acc_stderr": 0.01}, "other": {"acc": 1.0}}
+    (folder / "b" / "tasks.json").write_text(json.dumps({"tasks": {"x": {"metrics": metrics}}}))
+    metrics = {"lambada_openai": {"perplexity": 500.0, "acc": 0.125}}
+    (folder / "a" / "tasks.json").write_text(json.dumps({"tasks": {"y": {"metrics": metrics}}}))
+    tables = {table.title: table.rows for table in losses.table2(Inputs(folder)).tables[3:]}
+    assert list(tables) == [
+        "ARC-e: arc_easy (%)",
+        "LBD-ppl: lambada_openai (perplexity)",
+        "LBD-acc: lambada_openai (%)",
+    ]
+    (row,) = tables["ARC-e: arc_easy (%)"]
+    assert (row.name, row.ours, row.paper) == ("SepLLM n=64", pytest.approx(25), 46.46)
+    assert "standard error 1.00" in row.why
+    assert [rows[0].ours for rows in tables.values()] == pytest.approx([25, 500, 12.5])
+    (folder / "a" / "tasks.json").write_text('{"tasks": {"y": 1}}')
+    with pytest.raises(ReproduceError, match=r"a/tasks.json: is no file of `megatron_sep eval"):
+        losses.table2(Inputs(folder))
+
+
+def test_seeds_are_beside_the_first(folder: Path) -> None:
+    """What differs in its seed alone has a row of its own; in Figure 5's tables, not among what is compared."""
+    assert len(losses.figure5(Inputs(folder)).tables) == 3
+    left_run(
+        folder / "s", SEP, gap=0.13, train={"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 8, "seed": 2}
+    )
+    result = losses.figure5(Inputs(folder))
+    assert values(result, 3) == {"SepLLM n=64, seed 2": pytest.approx(0.03)}
+    assert "s left out: another train.seed than a." in result.notes
+
+
 def test_every_item_of_the_paper_is_listed() -> None:
     """Tables 1 to 17 and figures 1 to 14, no gap, each with a kind and with what it needs."""
     names = [f"table{i}" for i in range(1, 18)] + [f"figure{i}" for i in range(1, 15)]

@@ -1,4 +1,4 @@
-"""scripts/reproduce_runs.sh makes what `megatron_sep reproduce` reads."""
+"""scripts/reproduce_runs.sh makes what `megatron_sep reproduce` reads, reproduce_reports.sh all that is made of it."""
 
 import json
 import os
@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 from support.cases import full_run
 from support.left_runs import VOCABULARY
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from megatron_sep.cli import app
+from megatron_sep.reproduce.items import ITEMS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "reproduce_runs.sh"
+REPORTS = ROOT / "scripts" / "reproduce_reports.sh"
+WRITES_DOWN = """#!/usr/bin/env bash
+printf '%s\\t' "$@" >>"$SAID"
+echo >>"$SAID"
+"""
+"""In place of Python: what it was called with, a line each."""
 SMALL = (
     "model.num_layers=2 model.hidden_size=32 model.num_attention_heads=2 model.sequence_length=128 train.steps=12 "
     "train.global_batch_size=4 train.micro_batch_size=4 train.precision=fp32 train.eval_every=3 train.eval_batches=1 "
@@ -22,11 +30,11 @@ SMALL = (
 )
 
 
-def called(folder: Path, words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def called(folder: Path, words: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ours = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GPUS": "1"}
     return subprocess.run(
-        ["bash", "-c", f"bash {SCRIPT} {words}"], cwd=folder, env=os.environ | ours | environment,
+        ["bash", "-c", f"bash {script} {words}"], cwd=folder, env=os.environ | ours | environment,
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
@@ -42,6 +50,30 @@ def test_the_script_knows_every_run(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "RUNS: other: no other.yaml" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_reports_are_made_of_every_item(tmp_path: Path) -> None:
+    """Each item that is made here is asked for, with options that the program takes; what is done is not done again."""
+    path, said = tmp_path / "bin", tmp_path / "said.txt"
+    for folder in (path, tmp_path / "books", tmp_path / "tasks", tmp_path / "runs" / "reproduce"):
+        folder.mkdir(parents=True)
+    (tmp_path / "books" / "1.txt").write_text("A book.")
+    (path / "python").write_text(WRITES_DOWN)
+    (path / "python").chmod(0o755)
+    surroundings = {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "SAID": str(said)}
+    done = called(tmp_path, "books tasks", REPORTS, **surroundings)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split("\t")[:-1] for line in said.read_text().splitlines()]
+    asked = set()
+    for _, _, verb, *words in (call for call in calls if call[1] == "megatron_sep"):
+        with get_command(app).commands[verb].make_context(verb, words) as context:
+            asked |= set(context.params.get("items") or ())
+    assert asked == {item.name for item in ITEMS if item.make}
+    assert {Path(call[0]).name for call in calls if call[1] != "megatron_sep"} == {"compare_policies.py"}
+    again = called(tmp_path, "books tasks", REPORTS, JOBS="table4 maps other", **surroundings)
+    assert "table4: is done\nmaps: is done\n" in again.stdout
+    assert "JOBS: other: no such measurement" in again.stderr
+    assert len(said.read_text().splitlines()) == len(calls)
 
 
 @pytest.mark.skipif(not full_run(), reason="trains three runs, a minute; run with --full")

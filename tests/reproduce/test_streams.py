@@ -77,21 +77,21 @@ def test_streams_side_by_side(run: Path, text: Path) -> None:
 def test_tables_of_streams(run: Path, text: Path) -> None:
     """Four perplexities, sizes and times, beside the paper's; without a text only what is arithmetic."""
     rows = (Stream("StrmLLM", TABLE_8[0].policy, (13.2, 11.5, 8.9, 8.9)), Stream("SepLLM", sep(2, 4, 8, 20)))
-    result = streamed(rows, "table6")(Inputs(checkpoint=run, text=text, tokens=100))
+    result = streamed(rows, "table6")(Inputs(checkpoints=(run,), text=text, tokens=100))
     assert [table.title.split(": ")[1] for table in result.tables] == [
         "perplexity after 25 tokens", "perplexity after 50 tokens", "perplexity after 75 tokens",
         "perplexity after 100 tokens", "mean tokens in the cache", "time (s)",
     ]  # fmt: skip
     assert result.tables[0].rows[0].paper == 13.2
     alone = Result(notes=("alone",))
-    assert streamed(rows, "table6", lambda _: alone)(Inputs(checkpoint=run)) is alone
+    assert streamed(rows, "table6", lambda _: alone)(Inputs(checkpoints=(run,))) is alone
     with pytest.raises(ReproduceError, match=r"table6: reads a long text; pass --text"):
-        streamed(rows, "table6")(Inputs(checkpoint=run))
+        streamed(rows, "table6")(Inputs(checkpoints=(run,)))
     (text.parent / "bad.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ReproduceError, match=r"bad.txt: is no UTF-8 text"):
-        streamed(rows, "table6")(Inputs(checkpoint=run, text=text.parent / "bad.txt"))
+        streamed(rows, "table6")(Inputs(checkpoints=(run,), text=text.parent / "bad.txt"))
     with pytest.raises(ReproduceError, match=r"tokens, 90,000 are asked for"):
-        streamed(rows, "table6")(Inputs(checkpoint=run, text=text, tokens=90_000))
+        streamed(rows, "table6")(Inputs(checkpoints=(run,), text=text, tokens=90_000))
 
 
 def test_ablation_of_positions_and_first_tokens() -> None:
@@ -104,7 +104,7 @@ def test_ablation_of_positions_and_first_tokens() -> None:
 
 def test_choice_of_separators(run: Path, text: Path) -> None:
     """Fewer separators keep fewer keys; each loss is that of its pattern."""
-    result = table16(Inputs(checkpoint=run, text=text, tokens=130))
+    result = table16(Inputs(checkpoints=(run,), text=text, tokens=130))
     shares, above = result.tables
     assert [row.name for row in shares.rows] == list(CHOICES)
     kept = [row.ours for row in shares.rows]

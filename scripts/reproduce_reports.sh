@@ -53,7 +53,7 @@ measure_one() {  # JOB HERE OUT BOOKS
 export -f measure_one
 
 mkdir -p "$out/measured"
-[[ $tasks -ef $out/tasks ]] || { rm -rf "$out/tasks"; cp -rL "$tasks" "$out/tasks"; }
+[[ $tasks -ef $out/tasks ]] || ln -sfnT "$tasks" "$out/tasks"
 all="table4 policies-vanilla policies-sep-n64 table5 table6 table7 table8 table16
     tasks-vanilla tasks-streaming-n64 tasks-sep-n64 tasks-sep-n128 tasks-sep-n64-h tasks-sep-n64-ht tasks-fixllm-n64
     needle-vanilla needle-streaming-n64 needle-sep-n64-ht figure2 maps"

@@ -8,7 +8,6 @@ no-reductions   products of one row as the library computes them, not as Inducto
 no-activations  Inductor's own bound of what it computes anew for each row of a matrix
 bookkeeping     what the end of a step does to the slots' tables, compiled
 merged          queries, keys and values as one product, gate and up as another
-turned          merged, and the new token turned by its angles in the decode kernel
 combined        the last share of the decode kernel finishes its output
 launch          the decode kernel cut as --launch says
 dependent       kernels launched while the one before them still ends; compute capability 9.0
@@ -34,11 +33,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, a
 from megatron_sep.generate import decode
 from megatron_sep.generate import slots as slots_module
 from megatron_sep.generate import step as step_module
-from megatron_sep.generate.interface import RUNNING, attention
-from megatron_sep.kernels.sep_decode import decode_attention
+from megatron_sep.generate.interface import attention
 from megatron_sep.kernels.sep_decode import triton as kernel
 
-LADDER = ("as-is", "merged", "merged+combined", "merged+turned+combined", "merged+turned+combined+dependent")
+LADDER = ("as-is", "merged", "merged+combined", "merged+combined+dependent")
 TUNING, APART = decode.OPTIONS
 DEPENDENT = "triton.enable_pdl"
 OPTIONS, CHOOSE = dict(decode.OPTIONS), kernel.choose_launch
@@ -60,41 +58,12 @@ class MergedAttention(LlamaAttention):  # type: ignore[misc]
         shape = hidden_states.shape[:-1]
         parts = torch.split(linear(hidden_states, self.qkv), self.sizes, -1)
         q, k, v = (part.view(*shape, -1, self.head_dim).transpose(1, 2) for part in parts)
-        out = self.attended(q, k, v, *position_embeddings)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        out: Tensor = attention(self, q, k, v, None, scaling=self.scaling)[0]
         return self.o_proj(out.reshape(*shape, -1)), None
 
-    def attended(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        out: Tensor = attention(self, q, k, v, None, scaling=self.scaling)[0]
-        return out
 
-
-class TurnedAttention(MergedAttention):
-    """And nothing between them and the attention's kernel."""
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attended(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        current = RUNNING.get()
-        assert current is not None
-        (slots,) = current.cache.groups.values()
-        keys = slots.keys_LBKCD[self.layer_idx]
-        return decode_attention(
-            q[:, :, 0],
-            k[:, :, 0],
-            v[:, :, 0],
-            keys,
-            slots.values_LBKCD[self.layer_idx],
-            slots.length_R,
-            slots.reach_end_RC,
-            slots.seen_R,
-            scale=self.scaling,
-            rotary=slots.rotary.tables(slots.num_slots) if slots.rotary else None,
-            arrived_BK=slots.counter(keys),
-            turn=None if slots.rotary else (cos[:, 0], sin[:, 0]),
-        )
-
-
-def merge_products(model: Any, of_attention: type[MergedAttention] = MergedAttention) -> None:
+def merge_products(model: Any) -> None:
     """In place; the separate weights become views of the merged ones, so that memory stays what it was."""
     for module in model.modules():
         if isinstance(module, LlamaMLP):
@@ -104,7 +73,7 @@ def merge_products(model: Any, of_attention: type[MergedAttention] = MergedAtten
             parts = [module.q_proj, module.k_proj, module.v_proj]
             module.sizes = [part.out_features for part in parts]
             merge(module, "qkv", parts)
-            module.__class__ = of_attention
+            module.__class__ = MergedAttention
 
 
 def merge(module: Any, name: str, parts: list[Any]) -> None:
@@ -158,7 +127,6 @@ def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
         "no-activations": lambda: decode.OPTIONS.update({APART: 8}),
         "bookkeeping": compile_bookkeeping,
         "merged": lambda: merge_products(model),
-        "turned": lambda: merge_products(model, TurnedAttention),
         "combined": lambda: launch_with(last_combines=True),
         "launch": lambda: launch_with(**dict(zip(kernel.Launch._fields, cut or (), strict=False))),
         "dependent": launch_dependents,

@@ -36,12 +36,11 @@ class Step:
     scale: float = 0.3
     rotary: tuple[Tensor, Tensor] | None = None
     arrived: Tensor | None = None
-    turn: tuple[Tensor, Tensor] | None = None
 
     def run(self, backend: str) -> Tensor:
         """The output; the caches are written."""
         tensors = (self.q, self.k_new, self.v_new, self.k, self.v, self.length, self.reach_end, self.now)
-        options = {"rotary": self.rotary, "arrived_BK": self.arrived, "turn": self.turn}
+        options = {"rotary": self.rotary, "arrived_BK": self.arrived}
         return decode_attention(*tensors, scale=self.scale, **options, backend=backend)
 
     def counted(self) -> "Step":
@@ -151,19 +150,6 @@ def by_definition(step: Step) -> Tensor:
     return (scores.softmax(-1) @ values).view(B, H, D)
 
 
-def turned_outside(step: Step) -> Step:
-    """The same with a query and a new key that come turned, as a model turns them: complex pairs, in fp64."""
-    cos, sin = (x.double()[:, None] for x in step.turn)
-    half = cos.shape[2] // 2
-
-    def turned(x: Tensor) -> Tensor:
-        one, two, rest = x.double().tensor_split([half, 2 * half], 2)
-        z = torch.complex(one, two) * torch.complex(cos, sin)[..., :half]
-        return torch.cat([z.real, z.imag, rest], 2).to(x.dtype)
-
-    return replace(step, q=turned(step.q), k_new=turned(step.k_new), turn=None)
-
-
 def shape(draw: Draw) -> tuple[int, int, int, int, int]:
     """A small one: rows, key heads, heads of a group, slots, head size."""
     return (
@@ -238,22 +224,6 @@ def test_the_last_share_leaves_the_same_output_and_its_counter_at_zero(
             check(step.copy(), 2e-5 if ON_GPU else 2e-6, (seed, launch))
             assert torch.equal(step.copy().run("triton"), first), (seed, launch)
             assert not step.arrived.any(), (seed, launch)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("part", [40, 24, 10])
-def test_the_new_token_can_be_turned_on_the_way(backend: str, group: int, part: int) -> None:
-    """The output, and the key that is stored, as if they had come turned."""
-    draw = Draw(part)
-    step = replace(draw.step(2, 2, group, 90, 40, torch.float32), rotary=None)
-    angle = torch.rand(2, part // 2, generator=draw.generator).to(DEVICE).repeat(1, 2) * 6
-    step.turn = angle.cos(), angle.sin()
-    outside = turned_outside(step.copy())
-    expected = outside.run("reference")
-    torch.testing.assert_close(step.run(backend), expected, rtol=2e-5, atol=2e-6)
-    for actual, stored in ((step.k, outside.k), (step.v, outside.v)):
-        torch.testing.assert_close(actual, stored, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @interpreted
@@ -516,9 +486,6 @@ def test_what_does_not_fit_is_an_error() -> None:
     refused("reach_end is .*pass .*int32", reach_end=step.reach_end.long())
     refused("now is .*pass", now=step.now.new_zeros(7))
     refused("rotary is cos", rotary=(torch.ones(5, 4, device=DEVICE), torch.ones(5, 4, device=DEVICE)))
-    angles = torch.ones(2, 8, device=DEVICE), torch.ones(2, 8, device=DEVICE)
-    refused("turn is cos", turn=(angles[0][:, :7], angles[1][:, :7]))
-    refused("turn and rotary", turn=angles, rotary=(torch.ones(10, 4, device=DEVICE),) * 2)
     refused("arrived is .*pass contiguous", arrived=step.now.new_zeros(7))
     refused("rotary is cos", rotary=(torch.ones(10, 9, device=DEVICE), torch.ones(10, 9, device=DEVICE)))
     wide = [torch.zeros(1, 1, n, 12, device=DEVICE) for n in (1, 1, 1, 4, 4)]

@@ -43,12 +43,12 @@ def llama() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("name", ["SEP", "STREAM"])
 def test_the_measures_leave_the_logits_and_the_weights(tool: Any, name: str) -> None:
-    """Merged products and a token that turns on the way, then without them again; the parts are views."""
+    """Merged products, then without them again; the parts are views."""
     model, ids = llama(), torch.randint(0, 64, (1, 40), generator=torch.Generator().manual_seed(1))
     attached, apply = attach(model, getattr(tool, name)), tool.measures(model, None)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
     runs = []
-    for row in ("as-is", "merged", "turned", "as-is"):
+    for row in ("as-is", "merged", "as-is"):
         tool.without_measures(model)
         decoder = Decoder(model, attached.new_cache(), graph=False)
         decoder.read(ids)

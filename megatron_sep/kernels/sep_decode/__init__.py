@@ -32,7 +32,6 @@ def decode_attention(
     scale: float,
     rotary: Rotary | None = None,
     arrived_BK: Tensor | None = None,
-    turn: Rotary | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Store the new token in slot ``length`` of each row, then attend to it and to the live slots before it: [B, H, D].
@@ -50,9 +49,6 @@ def decode_attention(
     counts here those that are ready, so that the last can finish the output. Steps that may run at once, those of two
     caches, each need their own. None: a second kernel finishes.
 
-    ``turn``: cos and sin [B, N] of the new token's angles, each half of N the same: the query and the new key turn by
-    them in their first N <= D dimensions before anything else. Not together with ``rotary``. None: they come turned.
-
     ``backend``: "auto" (Triton on CUDA where it can, else the reference), "triton" or "reference". The kernel never
     waits for the host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises
     ValueError for what does not fit, BackendError for a backend that cannot take it.
@@ -64,10 +60,8 @@ def decode_attention(
         _check_rotary(rotary, k_BKCD)
     if arrived_BK is not None:
         _check_arrived(arrived_BK, k_BKCD)
-    if turn is not None:
-        _check_turn(turn, k_BKCD, rotary)
     slots = (k_BKCD, v_BKCD, length_R, reach_end_RC, now_R)
-    arguments = (q_BHD, k_new_BKD, v_new_BKD, *slots, scale, rotary, arrived_BK, turn)
+    arguments = (q_BHD, k_new_BKD, v_new_BKD, *slots, scale, rotary, arrived_BK)
     decode = function_for("sep_decode", backend, q_BHD.device, q_BHD.dtype, head_size=operator.index(q_BHD.shape[2]))
     out: Tensor = decode(*arguments)
     return out
@@ -174,16 +168,4 @@ def _check_arrived(arrived: Tensor, k: Tensor) -> None:
         raise ValueError(
             f"sep_decode: arrived is {tuple(arrived.shape)} of {arrived.dtype} on {arrived.device}; "
             f"pass contiguous {wanted} zeros of torch.int32 on {k.device}"
-        )
-
-
-def _check_turn(turn: Rotary, k: Tensor, rotary: Rotary | None) -> None:
-    if rotary is not None:
-        raise ValueError("sep_decode: turn and rotary both turn the query; pass one of them")
-    cos, sin = turn
-    fits = cos.dim() == 2 and cos.shape == sin.shape and len(cos) == len(k) and cos.shape[1] % 2 == 0
-    if not fits or not 0 < cos.shape[1] <= k.shape[3] or {cos.device, sin.device} != {k.device}:
-        raise ValueError(
-            f"sep_decode: turn is cos {tuple(cos.shape)} on {cos.device} and sin {tuple(sin.shape)} on {sin.device}; "
-            f"pass [{len(k)}, N] on {k.device}, N even and at most {k.shape[3]}"
         )

@@ -15,14 +15,12 @@ from megatron_sep.kernels.sep_decode import Rotary
 def reference_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
     length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: Rotary | None,
-    arrived_BK: Tensor | None = None, turn: Rotary | None = None,
+    arrived_BK: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Reads the lengths on the host; raises ValueError for a row that is full."""
     del arrived_BK
     B, H, D = q_BHD.shape
     K, C = k_BKCD.shape[1:3]
-    if turn is not None:
-        q_BHD, k_new_BKD = (_turned(x, *turn) for x in (q_BHD, k_new_BKD))
     heads = B * K // length_R.shape[0]
     out = q_BHD.new_empty(B, K, H // K, D)
     for row, length in enumerate(length_R.tolist()):
@@ -57,14 +55,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     one, two, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([one * cos - two * sin, two * cos + one * sin, rest], -1)
-
-
-def _turned(x_BHD: Tensor, cos_BN: Tensor, sin_BN: Tensor) -> Tensor:
-    """By the angles of each row of the batch, in fp32 at least, and rounded as it was."""
-    wide = torch.promote_types(x_BHD.dtype, torch.float32)
-    half = cos_BN.shape[1] // 2
-    cos, sin = (table[:, None, :half].to(wide) for table in (cos_BN, sin_BN))
-    return rotate(x_BHD.to(wide), cos, sin).to(x_BHD.dtype)
 
 
 def reference_compact(

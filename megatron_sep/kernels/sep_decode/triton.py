@@ -96,14 +96,6 @@ def _turned(rows, there, cos, sin, HALF: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _turned_whole(rows, x, there, d, cos, sin, TURNED: tl.constexpr):
-    """``x``, the rows read whole, turned in their first TURNED dimensions: what each meets is read once more."""
-    partner = tl.where(d < TURNED // 2, d + TURNED // 2, d - TURNED // 2)
-    other = tl.load(rows + partner, mask=there & (d < TURNED), other=0.0).to(tl.float32)
-    return (x.to(tl.float32) * cos + other * tl.where(d < TURNED // 2, -sin, sin)).to(x.dtype)
-
-
-@triton.jit
 def _combined(
     SUMS, LARGEST, TOTAL, head, d, filled, splits, D: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
@@ -122,11 +114,10 @@ def _combined(
 @triton.jit(do_not_specialize=["re_r", "C", "K", "heads_a_row"])
 def _decode_kernel(
     Q, K_NEW, V_NEW, KEYS, VALUES, LENGTH, REACH_END, NOW, COS, SIN, OUT, SUMS, LARGEST, TOTAL, ARRIVED, scale,
-    q_b, q_h, kn_b, kn_h, vn_b, vn_h, k_b, k_h, k_c, v_b, v_h, v_c, re_r, turn_b, C, K, heads_a_row,
+    q_b, q_h, kn_b, kn_h, vn_b, vn_h, k_b, k_h, k_c, v_b, v_h, v_c, re_r, C, K, heads_a_row,
     G: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr, PAIRS: tl.constexpr, DIRECT: tl.constexpr,
     PARTS: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, LAST: tl.constexpr, DEPENDENT: tl.constexpr,
-    TURNED: tl.constexpr,
 ):  # fmt: skip
     """One share of one key head's slots: the output (DIRECT), or its sums, largest scores and totals of weights.
 
@@ -160,11 +151,6 @@ def _decode_kernel(
     v_new = tl.load(V_NEW + b * vn_b + n * vn_h + d, mask=whole, other=0.0)
     if PLAIN:
         q = tl.load(q_at + d[None, :], mask=head & plain, other=0.0)
-    if TURNED > 0:
-        cos = tl.load(COS + b * turn_b + d, mask=d < TURNED, other=1.0).to(tl.float32)
-        sin = tl.load(SIN + b * turn_b + d, mask=d < TURNED, other=0.0).to(tl.float32)
-        k_new = _turned_whole(kn_at, k_new, whole, d, cos, sin, TURNED)
-        q = _turned_whole(q_at, q, head, d[None, :], cos[None, :], sin[None, :], TURNED)
     used = tl.maximum(tl.minimum(length, C), 0)
     share = _share(used, splits, BLOCK)
     start = split * share
@@ -337,7 +323,7 @@ def _compact_kernel(
 def triton_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
     length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: tuple[Tensor, Tensor] | None,
-    arrived_BK: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None,
+    arrived_BK: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Raises ValueError for a size or type that the kernel lacks."""
     _check_size(k_BKCD)
@@ -349,7 +335,7 @@ def triton_decode(
         return out
     q, k_new, v_new, reach_end = (_last_contiguous(x) for x in (q_BHD, k_new_BKD, v_new_BKD, reach_end_RC))
     length, now = length_R.contiguous(), now_R.contiguous()
-    cos, sin = (x.contiguous() for x in rotary or turn or (out, out))
+    cos, sin = (x.contiguous() for x in rotary or (out, out))
     half = cos.shape[1] if rotary else 0
     launch = choose_launch(pairs, G, C, D, q.element_size(), rotary is not None, _multiprocessors(q.device))
     splits = launch.splits
@@ -366,12 +352,11 @@ def triton_decode(
         q, k_new, v_new, k_BKCD, v_BKCD, length, reach_end, now, cos, sin, out, sums, largest, total,
         arrived_BK if last else out, scale * LOG2_E,
         *q.stride()[:2], *k_new.stride()[:2], *v_new.stride()[:2], *k_BKCD.stride()[:3], *v_BKCD.stride()[:3],
-        reach_end.stride(0), cos.stride(0), C, K, heads_a_row,
+        reach_end.stride(0), C, K, heads_a_row,
         G=G, D=D, P=padded, GROUP=padded_group(G), BLOCK=launch.block,
         HALF=half, PAIRS=max(16, triton.next_power_of_2(half)), DIRECT=splits == 1,
         PARTS=parts if last else 1, HEADS=together if last else 1, COLUMNS=columns if last else padded, LAST=last,
-        DEPENDENT=launch.dependent, TURNED=turn[0].shape[1] if turn else 0,
-        num_warps=launch.warps, num_stages=launch.stages, **_dependent(launch),
+        DEPENDENT=launch.dependent, num_warps=launch.warps, num_stages=launch.stages, **_dependent(launch),
     )  # fmt: skip
     if splits > 1 and not last:
         columns = min(padded, 64)

@@ -10,7 +10,7 @@ bookkeeping     what the end of a step does to the slots' tables, compiled
 merged          queries, keys and values as one product, gate and up as another
 combined        the last share of the decode kernel finishes its output
 launch          the decode kernel cut as --launch says
-dependent       kernels launched while the one before them still ends; compute capability 9.0
+independent     no kernel launched before the one before it has ended, as on GPUs below compute capability 9.0
 
 Each is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph).
 ``off`` is how far its logits are from the first row's, the largest distance over the logits' deviation. ``copy ms`` is
@@ -19,6 +19,7 @@ what reading the weights once takes at the speed of memory, measured by a copy.
 
 import argparse
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,15 @@ from megatron_sep.generate import decode
 from megatron_sep.generate import slots as slots_module
 from megatron_sep.generate import step as step_module
 from megatron_sep.generate.interface import attention
+from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.sep_decode import triton as kernel
+from megatron_sep.kernels.why_not import dependent_launches
 
-LADDER = ("as-is", "merged", "merged+combined", "merged+combined+dependent")
+LADDER = ("as-is", "independent", "merged", "combined", "merged+combined")
 TUNING, APART = decode.OPTIONS
-DEPENDENT = "triton.enable_pdl"
 OPTIONS, CHOOSE = dict(decode.OPTIONS), kernel.choose_launch
+LAUNCHES: dict[str, Any] = {"dependent": None}
+"""What is asked of the decoder and of the compiled layers; None: what the GPU can."""
 
 
 class MergedMLP(LlamaMLP):  # type: ignore[misc]
@@ -95,6 +99,7 @@ def without_measures(model: Any) -> None:
     decode.OPTIONS.clear()
     decode.OPTIONS |= OPTIONS
     kernel.choose_launch = CHOOSE
+    LAUNCHES["dependent"] = None
     for name in ("count_step", "evict"):
         setattr(slots_module, name, getattr(step_module, name))
 
@@ -111,14 +116,6 @@ def launch_with(**changes: Any) -> None:
     kernel.choose_launch = lambda *shape: chosen(*shape)._replace(**changes)
 
 
-def launch_dependents() -> None:
-    """Inductor's kernels and the attention's."""
-    if torch.cuda.get_device_capability() < (9, 0) or not hasattr(torch._inductor.config.triton, "enable_pdl"):
-        raise SystemExit("dependent: needs compute capability 9.0 and a torch with torch._inductor's triton.enable_pdl")
-    decode.OPTIONS[DEPENDENT] = True
-    launch_with(dependent=True)
-
-
 def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
     """What each does to the program and the model."""
     return {
@@ -129,7 +126,7 @@ def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
         "merged": lambda: merge_products(model),
         "combined": lambda: launch_with(last_combines=True),
         "launch": lambda: launch_with(**dict(zip(kernel.Launch._fields, cut or (), strict=False))),
-        "dependent": launch_dependents,
+        "independent": lambda: LAUNCHES.update(dependent=False),
     }
 
 
@@ -165,7 +162,7 @@ def kernels(step: Any, times: int = 10) -> list[tuple[str, float, float]]:
 def measured(model: Any, policy: Any, context: int, profile: bool) -> tuple[dict[str, Any], Tensor]:
     """Of one policy: milliseconds a step, its kernels where they were asked for; and a replayed step's logits."""
     torch.manual_seed(0)
-    decoder, ids = decode.Decoder(model, filled(model, policy, 1, context)), text(1, 1)
+    decoder, ids = decode.Decoder(model, filled(model, policy, 1, context), **LAUNCHES), text(1, 1)
     logits_BV = [decoder.step(ids).float().clone() for _ in range(6)][-1]
     row: dict[str, Any] = {"ms": timed(lambda: decoder.step(ids), 6, 100)}
     if profile:
@@ -198,23 +195,27 @@ def main() -> None:
     gib = weights_gib(model)
     found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy ms": copy_ms(gib)}
     print(f"{found['gpu']}, torch {torch.__version__}: {gib:.2f} GiB of weights, read in {found['copy ms']:.2f} ms")
+    found["dependent"] = dependent_launches(Call.on(model.device, model.dtype)) or "launches of as-is"
+    print(f"dependent: {found['dependent']}")
     first: dict[str, Tensor] = {}
     apply = measures(model, options.launch)
-    for rung in options.rows:
+    for number, rung in enumerate(options.rows):
+        begun, again = time.perf_counter(), options.rows[:number].count(rung)
         without_measures(model)
         for name in rung.split("+"):
             apply[name]()
         torch.compiler.reset()
-        decode.compile_layers(model)
+        decode.compile_layers(model, **LAUNCHES)
         for name, policy in (("SepLLM n=256", SEP), ("stream 4,64,256,800", STREAM)):
             free()
             row, logits_BV = measured(model, policy, options.context, options.profile)
             expected_BV = first.setdefault(name, logits_BV)
             row["off"] = float((logits_BV - expected_BV).abs().max() / expected_BV.std())
-            found[f"{rung}: {name}"] = row
+            found[f"{rung}{' again' * again}: {name}"] = row
             print(f"{rung:34s} {name:20s} {row['ms']:.2f} ms, off {row['off']:.3f}", flush=True)
             for title, spent, count in row.get("kernels", ()):
                 print(f"    {spent:9.1f} us {count:6.1f} x  {title}")
+        print(f"    {time.perf_counter() - begun:.0f} s, compilation and all", flush=True)
         if options.out:
             options.out.write_text(json.dumps(found, indent=1))
 

@@ -4,7 +4,8 @@
 
 Times 32 layers of Llama-3-8B's shape (32 query heads on 8 key heads of 128, bf16) in one CUDA graph, each layer with a
 cache of its own, so that nothing is left in the GPU's cache. One choice after another is varied, the best kept, twice
-around or until the seconds of a policy are over. Microseconds are of one layer.
+around or until the seconds of a policy are over. Microseconds are of one layer, launched while the one before it still
+ends where the GPU can, as a decode step does; ``--independent``: after it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from bench_decode import timed
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from megatron_sep.generate.dependent import chosen as chosen_launches
 from megatron_sep.kernels.sep_decode import decode_attention
 from megatron_sep.kernels.sep_decode import triton as kernel
 from megatron_sep.kernels.sep_decode.triton import Launch
@@ -30,7 +32,7 @@ CASES = {"SepLLM n=256": (4_608, 4_043, False), "stream 4,64,256,800": (800, 799
 SPLITS, BLOCKS, WARPS, STAGES = (8, 12, 16, 24, 32), (16, 32, 64), (2, 4, 8), (2, 3, 4)
 
 
-def steps(slots: int, used: int, turns: bool) -> Callable[[], list[Tensor]]:
+def steps(slots: int, used: int, turns: bool, dependent: bool) -> Callable[[], list[Tensor]]:
     """Attention of all layers, one after another."""
     keys, values = torch.randn(2, LAYERS, 1, KEY_HEADS, slots, SIZE, dtype=torch.bfloat16, device="cuda")
     q, k, v = (torch.randn(1, n, SIZE, dtype=torch.bfloat16, device="cuda") for n in (HEADS, KEY_HEADS, KEY_HEADS))
@@ -39,7 +41,7 @@ def steps(slots: int, used: int, turns: bool) -> Callable[[], list[Tensor]]:
     angle = torch.rand(slots, SIZE // 2, device="cuda")
     arrived = torch.zeros(1, KEY_HEADS, dtype=torch.int32, device="cuda")
     options: Any = {"scale": SIZE**-0.5, "rotary": (angle.cos(), angle.sin()) if turns else None}
-    options |= {"arrived_BK": arrived, "backend": "triton"}
+    options |= {"arrived_BK": arrived, "dependent": dependent, "backend": "triton"}
     return lambda: [
         decode_attention(q, k, v, keys[layer], values[layer], length, reach_end, now, **options)
         for layer in range(LAYERS)
@@ -61,13 +63,11 @@ def microseconds(layers: Callable[[], list[Tensor]], expected: Tensor | None) ->
 
 def choices() -> list[list[dict[str, Any]]]:
     """What is varied together, and all that it can be."""
-    found: list[list[dict[str, Any]]] = [
+    return [
         [{"splits": splits, "last_combines": last} for splits, last in product(SPLITS, (False, True))],
         [{"block": block, "warps": warps} for block, warps in product(BLOCKS, WARPS)],
         [{"stages": stages} for stages in STAGES],
     ]
-    newer = torch.cuda.get_device_capability() >= (9, 0)
-    return [*found, [{"dependent": dependent} for dependent in (False, True)]] if newer else found
 
 
 def tuned(layers: Callable[[], list[Tensor]], chosen: Launch, seconds: float) -> dict[Launch, float]:
@@ -92,14 +92,16 @@ def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="of each policy")
+    parser.add_argument("--independent", action="store_true", help="launch no layer before the one before it has ended")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    dependent = chosen_launches(torch.device("cuda"), False if options.independent else None)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {'' if dependent else 'in'}dependent launches")
     report, choose = {}, kernel.choose_launch
     for name, (slots, used, turns) in CASES.items():
         chosen = choose(KEY_HEADS, HEADS // KEY_HEADS, slots, SIZE, 2, turns, processors)
-        found = tuned(steps(slots, used, turns), chosen, options.seconds)
+        found = tuned(steps(slots, used, turns, dependent), chosen, options.seconds)
         print(f"{name}, {used} slots: {found[chosen]:.2f} us as chosen, {chosen}; the best of {len(found)}:")
         for launch, spent in list(found.items())[:6]:
             print(f"    {spent:6.2f} us  {launch}", flush=True)

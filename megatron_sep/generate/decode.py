@@ -7,8 +7,10 @@ from torch import Tensor
 
 from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.cache import SepCache
+from megatron_sep.generate.dependent import chosen, launching
 from megatron_sep.kernels.call import Call
-from megatron_sep.kernels.why_not import fused_decode
+from megatron_sep.kernels.operation import BackendError
+from megatron_sep.kernels.why_not import DEPENDENT_OPTION, fused_decode
 
 _WARM_UP = 2
 """Steps that run as they are before one is captured: what they compile cannot be compiled while capturing."""
@@ -21,12 +23,17 @@ OPTIONS = {
 
 
 class Decoder:
-    """Steps of a model that ``attach`` was called on. Keep nothing of a step's logits: the next one overwrites them."""
+    """Steps of a model that ``attach`` was called on. Keep nothing of a step's logits: the next one overwrites them.
 
-    def __init__(self, model: Any, cache: SepCache, graph: bool | None = None) -> None:
+    ``graph``: is a step a CUDA graph; None: where its kernels allow. ``dependent``: is the attention's kernel launched
+    while the one before it still ends; None: in a graph, on a GPU that can. Raises BackendError where it cannot.
+    """
+
+    def __init__(self, model: Any, cache: SepCache, graph: bool | None = None, dependent: bool | None = None) -> None:
         self.model, self.cache = model, cache
         self._given = {cache_name(model): cache}
         self._wanted = _fused(model) if graph is None else graph
+        self._dependent = chosen(model.device, dependent if self._wanted else bool(dependent))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._steps = 0
         self._ids_B1: Tensor | None = None
@@ -68,7 +75,8 @@ class Decoder:
         self._graph, self._steps = None, min(self._steps, _WARM_UP - 1)
 
     def _run(self, ids_B1: Tensor) -> Tensor:
-        logits: Tensor = self.model(ids_B1, **self._given).logits[:, -1]
+        with launching(self._dependent):
+            logits: Tensor = self.model(ids_B1, **self._given).logits[:, -1]
         return logits
 
     def _warm_up(self, ids_B1: Tensor) -> Tensor:
@@ -95,17 +103,25 @@ def _fused(model: Any) -> bool:
     return fused_decode(Call.on(model.device, model.dtype, head_size=size)) is None
 
 
-def compile_layers(model: Any, backend: str = "inductor") -> None:
+def compile_layers(model: Any, backend: str = "inductor", dependent: bool | None = None) -> None:
     """Fuse what stands between the attentions of a step, the last norm and the output layer; attention stays as it is.
 
-    All layers share one compilation: their numbers are not part of it.
+    All layers share one compilation: their numbers are not part of it. ``dependent``: are Inductor's kernels launched
+    while the one before them still ends; None: on a GPU that can. Raises BackendError where they cannot.
     """
+    if dependent and backend != "inductor":
+        raise BackendError(f"dependent=True, backend={backend!r}: is of Inductor's kernels alone; pass dependent=None")
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    options = OPTIONS if backend == "inductor" else None
+    options = _options(chosen(model.device, dependent)) if backend == "inductor" else None
     stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     layers = [module for module in model.modules() if type(module) is type(stack[0])]
     for module in (*layers, *_beside(model, stack), model.get_output_embeddings()):
         module.compile(backend=backend, dynamic=False, options=options)
+
+
+def _options(dependent: bool) -> dict[str, Any]:
+    """Of Inductor. A version without the name makes no dependent launches, and is told nothing of them."""
+    return OPTIONS | ({DEPENDENT_OPTION: True} if dependent else {})
 
 
 def _beside(model: Any, stack: torch.nn.ModuleList) -> list[torch.nn.Module]:

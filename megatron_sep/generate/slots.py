@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from megatron_sep.generate.blocks import blocks_of
 from megatron_sep.generate.chunk import RowScript, RowState, Segment, TokenPolicy, end_of_reach, plan_row
+from megatron_sep.generate.dependent import DEPENDENT
 from megatron_sep.generate.layout import Layout
 from megatron_sep.generate.rotary import Rotary
 from megatron_sep.generate.scores import Scoring, attend_shaped
@@ -139,6 +140,7 @@ class Slots:
             scale=scale,
             rotary=self.rotary.tables(self.num_slots) if self.rotary else None,
             arrived_BK=self.counter(keys_BKCD),
+            dependent=DEPENDENT.get(),
             backend=self.backend,
         )
         return out_BHD[:, :, None]

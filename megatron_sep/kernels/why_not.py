@@ -5,6 +5,7 @@ out. None: it can.
 import importlib
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -16,6 +17,10 @@ WhyNot: TypeAlias = Callable[[Call], str | None]
 _FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LEAST_CAPABILITY = (8, 0)
 """Of the GPUs that Triton 3 supports."""
+_DEPENDENT_CAPABILITY = (9, 0)
+"""Of the GPUs that start a kernel while the one before it still ends."""
+DEPENDENT_OPTION = "triton.enable_pdl"
+"""What Inductor calls such launches of its own kernels."""
 
 
 def nothing(_call: Call) -> None:
@@ -58,6 +63,16 @@ def fused_decode(call: Call) -> str | None:
     if call.head_size % 8 or not 16 <= call.head_size <= 256:
         return f"the fused kernel takes head sizes from 16 to 256 in steps of 8, not {call.head_size}"
     return _wrong_type(call) or _no_triton(call)
+
+
+def dependent_launches(call: Call) -> str | None:
+    """Of kernels that start while the one before them still ends, those of ``sep_decode/triton.py`` and Inductor's."""
+    if call.device != "cuda" or torch.version.hip is not None:
+        return f"dependent launches need a GPU of NVIDIA, the tensors are on {call.device}"
+    if call.capability < _DEPENDENT_CAPABILITY:
+        found, least = (".".join(map(str, numbers)) for numbers in (call.capability, _DEPENDENT_CAPABILITY))
+        return f"the GPU has compute capability {found}, dependent launches need {least}"
+    return _no_triton(call) or _no_dependent_code()
 
 
 def fused_rows(call: Call) -> str | None:
@@ -117,6 +132,17 @@ def _no_triton(call: Call) -> str | None:
         found, least = (".".join(map(str, numbers)) for numbers in (call.capability, _LEAST_CAPABILITY))
         return f"the GPU has compute capability {found}, Triton needs {least}"
     return _import_failure("triton")
+
+
+@lru_cache
+def _no_dependent_code() -> str | None:
+    """Of the libraries that would make such kernels."""
+    if not hasattr(importlib.import_module("triton.language").extra.cuda, "gdc_wait"):
+        found = importlib.import_module("triton").__version__
+        return f"Triton {found} has no tl.extra.cuda.gdc_wait; install 3.4 or later"
+    if DEPENDENT_OPTION not in torch._inductor.list_options():
+        return f"torch {torch.__version__} has no torch._inductor.config.{DEPENDENT_OPTION}; install 2.11 or later"
+    return None
 
 
 def _import_failure(module: str) -> str | None:

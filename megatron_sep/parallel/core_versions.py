@@ -19,6 +19,7 @@ PRIVATE_NAMES = {
     "torch": {
         "torch._C._distributed_c10d:HashStore": "2.11 to 2.15",
         "torch._dynamo.config:recompile_limit": "2.11 to 2.15",
+        "torch._inductor.config:triton.enable_pdl": "2.11, 2.13",
     },
     "megatron-core": {
         "megatron.core.tensor_parallel.random:_CUDA_RNG_STATE_TRACKER": "0.16.1, 0.19.2",

@@ -8,7 +8,9 @@ from megatron_sep.attention.pattern import AttentionPattern
 from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.generate.attach import attach
 from megatron_sep.generate.decode import Decoder, compile_layers
+from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.sep_decode import triton as kernel
+from megatron_sep.kernels.why_not import dependent_launches
 
 pytestmark = pytest.mark.gpu
 
@@ -97,16 +99,16 @@ def test_a_graph_whose_last_shares_combine_equals_steps(
     name: str, dependent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replayed 200 times: the logits of steps without a graph, bit for bit; also where kernels overlap."""
-    if dependent and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("dependent launches need compute capability 9.0")
+    if dependent and (reason := dependent_launches(Call.on(torch.device("cuda"), torch.bfloat16))):
+        pytest.skip(reason)
     model = llama().to("cuda", torch.bfloat16)
     attached = attach(model, POLICIES[name])
     ids = torch.randint(0, 64, (2, 400), generator=torch.Generator().manual_seed(1)).cuda()
-    launch = kernel.Launch(16, 5, last_combines=True, dependent=dependent)
+    launch = kernel.Launch(16, 5, last_combines=True)
     monkeypatch.setattr(kernel, "choose_launch", lambda *_: launch)
     runs = []
     for graph in (False, True):
-        decoder = Decoder(model, attached.new_cache(), graph)
+        decoder = Decoder(model, attached.new_cache(), graph, dependent)
         decoder.read(ids[:, :200])
         runs.append(torch.stack([decoder.step(ids[:, t : t + 1]).clone() for t in range(200, 400)]))
     assert torch.equal(*runs)

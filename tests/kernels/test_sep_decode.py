@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.sep_decode import compact, decode_attention
 from megatron_sep.kernels.sep_decode.triton import Launch, choose_launch
+from megatron_sep.kernels.why_not import dependent_launches
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -36,11 +38,12 @@ class Step:
     scale: float = 0.3
     rotary: tuple[Tensor, Tensor] | None = None
     arrived: Tensor | None = None
+    dependent: bool = False
 
     def run(self, backend: str) -> Tensor:
         """The output; the caches are written."""
         tensors = (self.q, self.k_new, self.v_new, self.k, self.v, self.length, self.reach_end, self.now)
-        options = {"rotary": self.rotary, "arrived_BK": self.arrived}
+        options = {"rotary": self.rotary, "arrived_BK": self.arrived, "dependent": self.dependent}
         return decode_attention(*tensors, scale=self.scale, **options, backend=backend)
 
     def counted(self) -> "Step":
@@ -266,6 +269,35 @@ def test_random_cases_equal_the_reference_on_gpu(
         slots = draw.one_of(1 + draw.below(40), 1 + draw.below(300), 1 + draw.below(1500))
         step = draw.step(draw.one_of(1, 2, 5), draw.one_of(1, 2, 8), group, slots, size, dtype)
         check(step.counted(), TOLERANCES[dtype], (seed, slots))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("last_combines", [False, True])
+def test_a_dependent_launch_leaves_the_same_bits(last_combines: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that each read what the one before wrote, in one stream, 100 times over."""
+    if reason := dependent_launches(Call.on(torch.device("cuda"), torch.bfloat16)):
+        pytest.skip(reason)
+    monkeypatch.setattr(CHOICE, lambda *_: Launch(32, 7, last_combines=last_combines))
+    step = Draw(6).step(1, 8, 4, 1500, 128, torch.bfloat16).counted()
+    step.k, step.v, step.length = step.k.nan_to_num(), step.v.nan_to_num(), step.length.fill_(1000)
+    expected = None
+    for dependent in (False, *[True] * 100):
+        chain = replace(step.copy(), length=step.length.clone(), dependent=dependent)
+        for _ in range(8):
+            chain.q = chain.run("triton")
+            chain.length += 1
+        found = torch.cat([chain.q.flatten(), chain.k.flatten(), chain.v.flatten()])
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected)
+
+
+@interpreted
+def test_dependent_launches_are_refused_where_there_are_none() -> None:
+    """The message says why, and the way out."""
+    step = replace(Draw(5).step(2, 2, 2, 10, 16, torch.float32), dependent=True)
+    for backend in ("triton", "reference", "auto"):
+        with pytest.raises(BackendError, match=r"dependent=True: .*on cpu; pass dependent=False"):
+            step.copy().run(backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,7 +12,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from megatron_sep.kernels.call import Call
+from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.registry import function_for
+from megatron_sep.kernels.why_not import dependent_launches
 
 Rotary: TypeAlias = tuple[Tensor, Tensor]
 """cos and sin, fp32 [C or more, N/2]: the angles of the first N <= D dimensions at an index; rotate-half pairs."""
@@ -32,6 +35,7 @@ def decode_attention(
     scale: float,
     rotary: Rotary | None = None,
     arrived_BK: Tensor | None = None,
+    dependent: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Store the new token in slot ``length`` of each row, then attend to it and to the live slots before it: [B, H, D].
@@ -49,9 +53,12 @@ def decode_attention(
     counts here those that are ready, so that the last can finish the output. Steps that may run at once, those of two
     caches, each need their own. None: a second kernel finishes.
 
+    ``dependent``: the kernel is launched while the one before it in the stream still ends, and lets the next one be
+    launched so; it waits for that end before it reads or writes. The reference, which launches none, has no use for it.
+
     ``backend``: "auto" (Triton on CUDA where it can, else the reference), "triton" or "reference". The kernel never
     waits for the host and its launch depends on shapes alone, so a CUDA graph can hold it. No gradient flows. Raises
-    ValueError for what does not fit, BackendError for a backend that cannot take it.
+    ValueError for what does not fit, BackendError for a backend or launches that cannot be.
     """
     _check_caches("k [B, K, C, D] and v", k_BKCD, v_BKCD, 4)
     _check_step(q_BHD, k_new_BKD, v_new_BKD, k_BKCD)
@@ -60,8 +67,10 @@ def decode_attention(
         _check_rotary(rotary, k_BKCD)
     if arrived_BK is not None:
         _check_arrived(arrived_BK, k_BKCD)
+    if dependent:
+        _check_dependent(q_BHD)
     slots = (k_BKCD, v_BKCD, length_R, reach_end_RC, now_R)
-    arguments = (q_BHD, k_new_BKD, v_new_BKD, *slots, scale, rotary, arrived_BK)
+    arguments = (q_BHD, k_new_BKD, v_new_BKD, *slots, scale, rotary, arrived_BK, dependent)
     decode = function_for("sep_decode", backend, q_BHD.device, q_BHD.dtype, head_size=operator.index(q_BHD.shape[2]))
     out: Tensor = decode(*arguments)
     return out
@@ -169,3 +178,9 @@ def _check_arrived(arrived: Tensor, k: Tensor) -> None:
             f"sep_decode: arrived is {tuple(arrived.shape)} of {arrived.dtype} on {arrived.device}; "
             f"pass contiguous {wanted} zeros of torch.int32 on {k.device}"
         )
+
+
+def _check_dependent(q: Tensor) -> None:
+    reason = dependent_launches(Call.on(q.device, q.dtype))
+    if reason is not None:
+        raise BackendError(f"sep_decode: dependent=True: {reason}; pass dependent=False")

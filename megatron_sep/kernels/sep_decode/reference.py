@@ -15,10 +15,10 @@ from megatron_sep.kernels.sep_decode import Rotary
 def reference_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
     length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: Rotary | None,
-    arrived_BK: Tensor | None = None,
+    arrived_BK: Tensor | None = None, dependent: bool = False,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Reads the lengths on the host; raises ValueError for a row that is full."""
-    del arrived_BK
+    del arrived_BK, dependent
     B, H, D = q_BHD.shape
     K, C = k_BKCD.shape[1:3]
     heads = B * K // length_R.shape[0]

@@ -31,8 +31,6 @@ class Launch(NamedTuple):
     """Blocks under way at once in a program."""
     last_combines: bool = False
     """Does the share that is ready last compute the output, where it can be told, or a second kernel?"""
-    dependent: bool = False
-    """Launched while the kernel before it still ends, and letting the next one launch so; compute capability 9.0."""
 
 
 PROGRAMS = 2
@@ -323,7 +321,7 @@ def _compact_kernel(
 def triton_decode(
     q_BHD: Tensor, k_new_BKD: Tensor, v_new_BKD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor,
     length_R: Tensor, reach_end_RC: Tensor, now_R: Tensor, scale: float, rotary: tuple[Tensor, Tensor] | None,
-    arrived_BK: Tensor | None = None,
+    arrived_BK: Tensor | None = None, dependent: bool = False,
 ) -> Tensor:  # fmt: skip
     """See ``sep_decode.decode_attention``. Raises ValueError for a size or type that the kernel lacks."""
     _check_size(k_BKCD)
@@ -356,21 +354,21 @@ def triton_decode(
         G=G, D=D, P=padded, GROUP=padded_group(G), BLOCK=launch.block,
         HALF=half, PAIRS=max(16, triton.next_power_of_2(half)), DIRECT=splits == 1,
         PARTS=parts if last else 1, HEADS=together if last else 1, COLUMNS=columns if last else padded, LAST=last,
-        DEPENDENT=launch.dependent, num_warps=launch.warps, num_stages=launch.stages, **_dependent(launch),
+        DEPENDENT=dependent, num_warps=launch.warps, num_stages=launch.stages, **_dependent(dependent),
     )  # fmt: skip
     if splits > 1 and not last:
         columns = min(padded, 64)
         _combine_kernel[(B * H, triton.cdiv(D, columns))](
             out, sums, largest, total, length, C, heads_a_row, splits,
-            G=G, D=D, BLOCK=launch.block, PARTS=parts, COLUMNS=columns, DEPENDENT=launch.dependent, num_warps=4,
-            **_dependent(launch),
+            G=G, D=D, BLOCK=launch.block, PARTS=parts, COLUMNS=columns, DEPENDENT=dependent, num_warps=4,
+            **_dependent(dependent),
         )  # fmt: skip
     return out
 
 
-def _dependent(launch: Launch) -> dict[str, bool]:
+def _dependent(dependent: bool) -> dict[str, bool]:
     """Option of a launch beside a kernel that still runs: versions of Triton without it take all the others."""
-    return {"launch_pdl": True} if launch.dependent else {}
+    return {"launch_pdl": True} if dependent else {}
 
 
 def triton_compact(

@@ -89,7 +89,7 @@ def test_logits_are_the_same_bits_with_dependent_launches_and_without(name: str)
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("overlapping")
+@pytest.mark.usefixtures("fixed_cuts", "overlapping")
 @pytest.mark.parametrize("name", POLICIES)
 def test_logits_are_the_same_bits_twenty_times(name: str) -> None:
     """64 steps of one compiled model, each time in a cache and a CUDA graph of their own: a race would flicker."""
@@ -122,7 +122,7 @@ def test_a_kernel_that_does_not_wait_first_is_found() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("overlapping")
+@pytest.mark.usefixtures("fixed_cuts", "overlapping")
 def test_the_kernels_of_compiled_layers_wait_first() -> None:
     """As the attention's does: so whoever has waited sees the writes of all kernels before it."""
     model = llama().to("cuda", torch.bfloat16)

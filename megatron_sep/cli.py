@@ -691,7 +691,7 @@ def reproduce(
         raise ReproduceError("reproduce: name items, such as table3, or exact; --list has them all")
     with needs_extra("transformers", "hf"), needs_extra("safetensors", "hf"):
         for item, make in chosen(items):
-            result = make(Inputs(runs, tuple(checkpoint or ()), text, tokens, streams))
+            result = make(Inputs(runs, tuple(checkpoint or ()), text, tokens, streams, out))
             typer.echo(to_markdown(item, result))
             typer.echo(f"wrote {', '.join(map(str, write(item, result, out)))}", err=True)
 

@@ -11,12 +11,13 @@
 #   GPUS   measurements at once; left out: one a GPU, one where there is none
 #   JOBS   names of measurements, in the order they start in; left out: all, and the reports of runs behind them
 set -euo pipefail
-books=$(realpath -e "${1:?BOOKS}") tasks=$(realpath -e "${2:?TASKS}")
+books=${1:?BOOKS} tasks=${2:?TASKS}
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck disable=SC1091  # is checked by itself
 source "$here/gpus.sh"
 out=runs/reproduce
+for folder in "$books" "$tasks"; do [[ -d $folder ]] || { echo "$folder: no such folder" >&2; exit 2; }; done
 [[ -d $out ]] || { echo "$out: no such folder; scripts/reproduce_runs.sh makes the runs in it" >&2; exit 2; }
 
 # shellcheck disable=SC2329  # on_gpus calls it
@@ -53,7 +54,7 @@ measure_one() {  # JOB HERE OUT BOOKS
 export -f measure_one
 
 mkdir -p "$out/measured"
-[[ $tasks -ef $out/tasks ]] || ln -sfnT "$tasks" "$out/tasks"
+[[ $tasks -ef $out/tasks ]] || ln -sfnT "$(realpath -e "$tasks")" "$out/tasks"
 all="table4 policies-vanilla policies-sep-n64 table5 table6 table7 table8 table16
     tasks-vanilla tasks-streaming-n64 tasks-sep-n64 tasks-sep-n128 tasks-sep-n64-h tasks-sep-n64-ht tasks-fixllm-n64
     needle-vanilla needle-streaming-n64 needle-sep-n64-ht figure2 maps"

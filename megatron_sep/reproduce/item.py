@@ -30,6 +30,8 @@ class Inputs:
     """Of the text."""
     streams: int = 1
     """Parts of the text that tables 4 to 8 read side by side."""
+    out: Path | None = None
+    """Folder of the reports, where what is measured is kept until an item is written; None keeps nothing."""
 
     def folder(self, item: str) -> Path:
         """The folder of runs. Raises ReproduceError where none was given."""

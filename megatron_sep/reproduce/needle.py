@@ -62,7 +62,8 @@ def _draw(axis: Any, label: str, cells: Cells) -> Any:
     image = axis.imshow(share, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for row, line in enumerate(share):
         for column, value in enumerate(line):
-            axis.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=9)
+            colour = "white" if abs(value - 0.5) > 0.4 else "black"
+            axis.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=9, color=colour)
     axis.set_xticks(range(len(lengths)), [f"{length:,.0f}" for length in lengths])
     axis.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     axis.set_xlabel("length of the text (tokens)")

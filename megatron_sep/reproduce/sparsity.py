@@ -133,9 +133,9 @@ def of_runs(folder: Path) -> list[Table]:
     seen = {run.label: run.mean("attention/visible") for run in runs}
     rows = []
     for run in runs:
-        density = f"{run.mean('attention/separator_density'):.1%} of the tokens are separators here"
-        variant = paper.get(run.label)
-        rows.append(Row(run.label, 100 * seen[run.label], variant.attention if variant else None, density))
+        density, variant = run.mean("attention/separator_density"), paper.get(run.label)
+        why = f"{density:.1%} of the tokens are separators here" if density else ""
+        rows.append(Row(run.label, 100 * seen[run.label], variant.attention if variant else None, why))
     tables = [Table("Runs: visible share of the attention map (%)", tuple(rows))]
     config, vocab_size = runs[0].config.model, runs[0].description.vocab_size
     for i, convention in enumerate(conventions(config, vocab_size)):
@@ -143,6 +143,7 @@ def of_runs(folder: Path) -> list[Table]:
         for run in runs:
             cost = 100.0 if run is runs[0] else 100 * convention.relative(seen[run.label])
             published = paper[run.label].flops if i == 0 and run.label in paper else None
-            costs.append(Row(run.label, cost, published, "another density" if published else ""))
+            other = published is not None and bool(run.mean("attention/separator_density"))
+            costs.append(Row(run.label, cost, published, "another density" if other else ""))
         tables.append(Table(f"Runs: FLOPs (%), {convention.name}", tuple(costs)))
     return tables

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_sep.files import written_aside
+from megatron_sep.files import remove, written_aside
 from megatron_sep.report.picture import save
 from megatron_sep.reproduce.item import Item, Result, Table
 
@@ -53,4 +53,5 @@ def write(item: Item, result: Result, folder: Path) -> list[Path]:
         pictures = [folder / f"{name}{suffix}" for suffix in PICTURES]
         save(figure, *pictures, dpi=150)
         paths += pictures
+    remove(folder / f"{item.name}.parts")
     return paths

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,22 @@ from megatron_sep.config import RunConfig
 from megatron_sep.evaluate.perplexity import score
 from megatron_sep.generate.load import load
 from megatron_sep.parallel.groups import topology
+from megatron_sep.reproduce import streams
 from megatron_sep.reproduce.cache_sizes import sep
 from megatron_sep.reproduce.item import Inputs, ReproduceError, Result
+from megatron_sep.reproduce.items import ITEMS
 from megatron_sep.reproduce.separator_choice import CHOICES, separator_ids, table16
-from megatron_sep.reproduce.streams import TABLE_5, TABLE_8, Stream, measure, read_tokens, side_by_side, streamed
+from megatron_sep.reproduce.streams import (
+    TABLE_5,
+    TABLE_8,
+    Measured,
+    Stream,
+    measure,
+    read_tokens,
+    side_by_side,
+    streamed,
+)
+from megatron_sep.reproduce.write import write
 
 pytestmark = pytest.mark.usefixtures("single_process")
 CPU = torch.device("cpu")
@@ -92,6 +106,31 @@ def test_tables_of_streams(run: Path, text: Path) -> None:
         streamed(rows, "table6")(Inputs(checkpoints=(run,), text=text.parent / "bad.txt"))
     with pytest.raises(ReproduceError, match=r"tokens, 90,000 are asked for"):
         streamed(rows, "table6")(Inputs(checkpoints=(run,), text=text, tokens=90_000))
+
+
+def test_a_killed_table_goes_on(run: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that were measured are not measured again; another text or number of streams is."""
+    rows = (Stream("StrmLLM", TABLE_8[0].policy), Stream("SepLLM", sep(2, 4, 8, 20)))
+    inputs = Inputs(checkpoints=(run,), text=text, tokens=100, out=tmp_path)
+    measured = []
+
+    def counted(*given: Any) -> Measured:
+        measured.append(given)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return Measured((1.0, 2.0, 3.0, 4.0), 5.0, 6.0)
+
+    monkeypatch.setattr(streams, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        streamed(rows, "table6")(inputs)
+    result = streamed(rows, "table6")(inputs)
+    assert len(measured) == 3
+    assert [row.ours for row in result.tables[1].rows] == [2.0, 2.0]
+    write(next(item for item in ITEMS if item.name == "table6"), result, tmp_path)
+    assert not (tmp_path / "table6.parts").exists()
+    streamed(rows, "table6")(inputs)
+    streamed(rows, "table6")(replace(inputs, streams=2))
+    assert len(measured) == 7
 
 
 def test_ablation_of_positions_and_first_tokens() -> None:

@@ -161,12 +161,12 @@ def _draw_losses(axes: Any, found: Comparison, axis: Axis) -> None:
 
 
 def _draw_ratios(axes: Any, found: Comparison, axis: Axis) -> None:
-    """Of the same steps: what the first ones are apart would flatten all that follow."""
+    """Of the same steps, in the colours of the losses beside or above: the first ones would flatten all that follow."""
     axes.axhline(1, color="black", linewidth=1)
     for number, run in enumerate(found.others, 1):
         x, loss, theirs = beside(run, found.vanilla, axis)
         late = x >= axis.at(run, losses(run)[0])[len(losses(run)[0]) // 3]
-        axes.plot(x[late], loss[late] / theirs[late], **style(number), label=run.label)
+        axes.plot(x[late], loss[late] / theirs[late], **style(number))
     labelled(axes, axis.label, "loss over vanilla's", f"at the same {axis.name}; below 1 is better than vanilla")
 
 

@@ -21,6 +21,7 @@ LONGEST_FIRST = (
     "parallel/test_lost_peers.py",
     "train/test_saving_soak.py",
     "docs/test_blocks.py",
+    "docs/test_commands.py",
 )
 
 

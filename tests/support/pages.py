@@ -2,9 +2,9 @@
 
 What a page names and a test does not have is stood in for by this rule, and nothing else is changed: `pythia-160m/`,
 `pythia-1.4b/` and `llama-3-8b/` are tiny models of random weights, `20B_tokenizer.json` their tokenizer, `text/`,
-`book.txt` and `prompts.txt` made-up sentences, `data/corpus` a shard of them, and `configs/` the repository's. The
-program and torchrun are the scripts of `support/standins`: behind `train` and `quickstart` they put ``SMALL``, and
-torchrun starts two processes.
+`book.txt` and `prompts.txt` made-up sentences, `data/corpus` a shard of them, and `configs/`, `scripts/` and `tools/`
+the repository's. The program, torchrun and sbatch are scripts of `support/standins`: behind `train` and `quickstart`
+they put ``SMALL``, end `watch` once its page is there, start two processes for torchrun, and read what SLURM is given.
 """
 
 import os
@@ -34,7 +34,8 @@ SMALL = (
     "model.sequence_length=128 train.steps=4 train.global_batch_size=4 train.micro_batch_size=2 train.precision=fp32 "
     "train.eval_every=2 train.eval_batches=1 checkpoint.every=2 metrics.every=1"
 )
-BLOCK = re.compile(r"^(?:<!-- only read: (?P<needs>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+MARK = r"^(?:<!-- only read: (?P<needs>[^\n]+) -->\n)?"
+BLOCK = re.compile(MARK + r"```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SENTENCES = (
     "The captain said that the sea was calm, and the sun was low; nobody answered.",
     "Is this the way to the harbour? It is: go down the hill, past the church.",
@@ -69,20 +70,25 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Command lines of the page's fenced and indented blocks, without comments and prompts; continued lines are one."""
-    text = page.read_text()
-    shown = [block.text for block in blocks(page) if block.language in ("bash", "")]
-    shown += [line[4:] for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.startswith("    ")]
-    for part in shown:
-        for line in re.sub(r"\\\n\s*", "", part).splitlines():
-            if command := re.sub(r"(^|\s+)#.*", "", line).strip():
-                yield command
+    """Lines of the page's blocks of bash, without comments; continued lines are one."""
+    for block in blocks(page):
+        if block.language == "bash":
+            for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+                if command := re.sub(r"(^|\s+)#.*", "", line).strip():
+                    yield command
+
+
+def own_files(page: Path) -> dict[str, str]:
+    """Text of the YAML files that the page writes, by name: blocks that begin with `# NAME`."""
+    named = [(block, re.match(r"# (\S+\.yaml)\n", block.text)) for block in blocks(page) if block.language == "yaml"]
+    return {name[1]: block.text for block, name in named if name}
 
 
 def furnish(folder: Path) -> None:
     """Put there what the pages name."""
     (folder / "text").mkdir()
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "scripts", "tools"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / "data").mkdir()
     for number in range(120):
         (folder / "text" / f"{number}.txt").write_text(f"Chapter {number}.\n{TEXT[:4000]}")
@@ -110,13 +116,10 @@ def _save(model: Any, folder: Path, end: str) -> None:
 def run_page(page: Path, folder: Path) -> str:
     """Run the blocks of a page in order, in ``folder``, which is the working directory. Returns what its commands said.
 
-    A YAML block that begins with `# NAME` is written to NAME first, wherever it stands on the page.
+    Its own files are written first, wherever they stand on the page.
     """
     all_blocks = [block for block in blocks(page) if block.needs is None]
-    for block in all_blocks:
-        if block.language == "yaml" and (name := re.match(r"# (\S+)\n", block.text)):
-            (folder / name[1]).parent.mkdir(exist_ok=True)
-            (folder / name[1]).write_text(block.text)
+    write_own_files(page, folder)
     names: dict[str, Any] = {"__name__": page.stem}
     said = ""
     for block in all_blocks:
@@ -125,6 +128,13 @@ def run_page(page: Path, folder: Path) -> str:
         elif block.language == "bash":
             said += shell(block.text, folder)
     return said
+
+
+def write_own_files(page: Path, folder: Path) -> None:
+    """Each below ``folder``, under the name that it has on the page."""
+    for name, text in own_files(page).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def shell(command: str, folder: Path) -> str:

@@ -3,8 +3,8 @@
 #
 #   ./scripts/quickstart_gpu.sh TOKENIZER TEXT [section.key=value ...]
 #
-# TOKENIZER: a tokenizer.json, as GPT-NeoX's. TEXT: a file or folder of .txt, .jsonl or .parquet, also .gz and .zst; 262
-# million tokens are read, about a gigabyte. Run again, it goes on. A smaller GPU: train.micro_batch_size=8, fewer steps.
+# TOKENIZER: a tokenizer.json, as GPT-NeoX's. TEXT: a file or folder of .txt, .jsonl or .parquet, also .gz and .zst. 197
+# million tokens are trained on, less text several times. Run again, it goes on. A smaller GPU: train.micro_batch_size=8.
 set -euo pipefail
 [[ $# -ge 2 ]] || { sed -n '4,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 tokenizer=$(realpath -e "$1")
@@ -14,11 +14,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh data,hf,plot
 
 run=${RUN:-runs/quickstart-gpu}
+part() { echo "== $1 (after $SECONDS s)"; }
 settings=("tokenizer.path=$tokenizer" "data.path=$run/corpus" data.order=samples 'data.split=[0.99,0.01,0]'
-    train.precision=bf16 train.global_batch_size=64 train.micro_batch_size=16 train.steps=2000
+    train.precision=bf16 train.global_batch_size=64 train.micro_batch_size=16 train.steps=1500
     train.eval_every=250 checkpoint.every=500 optimizer.lr=1e-3 optimizer.min_lr=1e-4)
 
-echo "== corpus"
+part "corpus"
 mkdir -p "$run"
 cat >"$run/prepare.yaml" <<EOT
 output: $run/corpus
@@ -28,12 +29,12 @@ on_bad: skip
 shuffle: true
 EOT
 python -m megatron_sep prepare "$run/prepare.yaml"
-echo "== SepLLM n=64"
+part "SepLLM n=64"
 python -m megatron_sep train pythia-160m-sep-n64 "${settings[@]}" dir="$run" metrics.attention_mass_every=250 "$@"
-echo "== full attention, for its speed alone"
+part "full attention, for its speed alone"
 python -m megatron_sep train pythia-160m "${settings[@]}" "$@" dir="$run/full" train.steps=60 train.eval_every=0 checkpoint.every=60
-echo "== sample"
+part "sample"
 python -m megatron_sep generate "$run" --prompt "The" --max-tokens 120 | tee "$run/sample.txt"
 python -m megatron_sep plot "$run" --figures "$run/figures" >/dev/null
-echo "== gained"
+part "gained"
 python tools/gains.py "$run" "$run/full" --texts "${TEXTS:-64}" | tee "$run/gains.txt"

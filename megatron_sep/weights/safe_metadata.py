@@ -6,6 +6,7 @@ is read through a list of the classes that torch writes there, before anything e
 
 import pickle
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,6 +51,13 @@ def _within_bounds(put: Callable[[Any], None]) -> Callable[[Any], None]:
     return checked
 
 
+def _member(kind: Any, name: Any) -> Enum:
+    """What `getattr` stands for in a checkpoint: a value of an enumeration, as Python 3.11 before 3.11.4 writes one."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in list(kind.__members__):
+        return kind[name]
+    raise pickle.UnpicklingError("asks for an attribute, which no checkpoint does")
+
+
 class _Restricted(pickle._Unpickler):
     """Python's own unpickler: the one in C takes memory up to the largest place of the memo that a file names."""
 
@@ -58,6 +66,8 @@ class _Restricted(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         found = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
         if isinstance(found, torch.dtype):
             return found

@@ -1,14 +1,18 @@
 """A checkpoint that someone else made runs no code, whatever its sums say."""
 
+import io
 import json
 import pickle
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.disk import Bomb
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_sep.config import RunConfig
 from megatron_sep.files import sha256
@@ -81,6 +85,48 @@ def test_code_in_the_metadata_runs_neither_on_resume_nor_on_generate(
         ):
             use()
     assert not canary.exists()
+
+
+class ByName(pickle.Pickler):
+    """As Python 3.11.0 to 3.11.3 does: a value of an enumeration is an attribute of its class."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def pickled_by_name(value: object) -> bytes:
+    file = io.BytesIO()
+    ByName(file).dump(value)
+    return file.getvalue()
+
+
+def test_enumerations_of_an_early_python_3_11_are_read(trained: tuple[RunConfig, Path]) -> None:
+    """They say the same, and the run goes on."""
+    config, checkpoint = trained
+    before = read_metadata(checkpoint)
+    data = pickled_by_name(pickle.loads((checkpoint / ".metadata").read_bytes()))
+    assert b"getattr" in data
+    replace(checkpoint, ".metadata", data)
+    assert read_metadata(checkpoint).state_dict_metadata == before.state_dict_metadata
+    assert resume(config).state.step == 2
+
+
+@pytest.mark.parametrize("asked", [(TensorStorageMetadata, "__init__"), (WriteItemType, "mro"), (torch.Size, "numel")])
+def test_no_other_attribute_is_read(tmp_path: Path, asked: tuple[type, str]) -> None:
+    """Not of a class that a checkpoint may name, and no method of an enumeration."""
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(*asked)))
+    with pytest.raises(WeightsError, match="asks for an attribute"):
+        read_metadata(tmp_path)
+
+
+class Attribute:
+    """Pickled as what `getattr` gives."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.asked = owner, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.asked
 
 
 def test_no_pickled_object_is_asked_for(trained: tuple[RunConfig, Path]) -> None:

@@ -19,6 +19,15 @@ STEPS = ALL_STEPS if full_run() else ALL_STEPS // 2
 """Of the quickstart; half of them are enough for everything asserted here."""
 FIRST_LOSS_SHARE = 0.6
 
+MOST_LINES = 100
+
+
+def test_it_stays_under_two_screens() -> None:
+    """Lines with something in them, none of prose longer than 135 characters."""
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line]
+    assert len(lines) <= MOST_LINES
+    assert [line for line in lines if len(line) > 135 and line[0] not in "|!"] == []
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:

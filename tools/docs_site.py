@@ -29,10 +29,9 @@ ELSEWHERE = {
     "megatron_sep/kernels/sep_attention/README.md": "kernels/sep_attention.md",
     "megatron_sep/kernels/sep_decode/README.md": "kernels/sep_decode.md",
 }
-ELSEWHERE |= {f"reports/{page.name}": f"reports/{page.name}" for page in sorted((ROOT / "reports").glob("*.md"))}
 """Pages that lie beside the code, and what the site calls them."""
-PICTURES = [f"reports/{picture.name}" for picture in sorted((ROOT / "reports").glob("*.png"))]
-"""Pictures of such pages, under the same names."""
+REPORTS = [f"reports/{path.name}" for path in sorted((ROOT / "reports").iterdir()) if path.suffix in (".md", ".png")]
+"""Pages that docs/reproduction.md leads to, and their pictures: under the same names, and not in the navigation."""
 API = {
     "attention": ("What a token may see", ["attention.pattern", "attention.layers", "attention.streaming"]),
     "kernels": ("Operations and their implementations", ["kernels.sep_attention", "kernels.registry", "kernels.call"]),
@@ -63,7 +62,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     made |= {page: (ROOT / source).read_text(encoding="utf-8") for source, page in ELSEWHERE.items()}
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
-    for name in PICTURES:
+    for name in REPORTS:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
@@ -79,8 +78,8 @@ def _relinked(found: re.Match[str], page: str, files: "Files") -> str:
     beside = {made: source for source, made in ELSEWHERE.items()}
     here = PurePosixPath(beside.get(page, f"docs/{page}")).parent
     meant = os.path.normpath(here / target)
-    own = {name: name for name in PICTURES}
-    name = (ELSEWHERE | own).get(meant, meant.removeprefix("docs/") if meant.startswith("docs/") else "")
+    same = meant if meant in REPORTS else meant.removeprefix("docs/") if meant.startswith("docs/") else ""
+    name = ELSEWHERE.get(meant, same)
     if name and files.get_file_from_path(name) is not None:
         return f"[{text}]({os.path.relpath(name, PurePosixPath(page).parent)}{anchor})"
     if not (ROOT / meant).exists():

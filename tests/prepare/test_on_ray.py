@@ -1,6 +1,5 @@
 """A Ray cluster of two nodes on this machine writes what one process writes, whoever is killed on the way."""
 
-import os
 import random
 import subprocess
 import sys
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import yaml
 from support.cases import full_run
 from support.prepared import all_stages, corpus_of_all_kinds, same_files
+from support.ray_cluster import two_nodes, workers
 
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.config.schema import TokenizerConfig
@@ -25,45 +24,13 @@ from megatron_sep.prepare.prepare import prepare
 pytest.importorskip("ray", reason="needs the extra ray; pip install megatron_sep[ray]")
 pytest.importorskip("rensa")
 
-ROOT = Path(__file__).parents[2]
 KILLS = 20 if full_run() else 3
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two nodes; every Python that starts below it reads small blocks."""
-    from ray.cluster_utils import Cluster
-
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text(SITE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
-        patch.setenv("RAY_DISABLE_METRICS_COLLECTION", "1")
-        patch.setenv("RAY_worker_niceness", "0")  # a machine that others use gives workers of Ray's own 15 no time
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        try:
-            nodes.add_node(num_cpus=1)
-            yield nodes
-        finally:
-            nodes.shutdown()
-
-
-SITE = """
-import importlib.abc, importlib.machinery, sys
-
-class Small(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        values = {"readings": {"BLOCK_RECORDS": 4}, "ledger": {"_SECONDS": 0.0}}
-        room, _, module = name.rpartition(".")
-        if room != "megatron_sep.prepare" or module not in values:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        run = spec.loader.exec_module
-        spec.loader.exec_module = lambda made: (run(made), vars(made).update(values[module]))
-        return spec
-
-sys.meta_path.insert(0, Small())
-"""
+    with two_nodes(tmp_path_factory.mktemp("site")) as nodes:
+        yield nodes
 
 
 @pytest.fixture
@@ -96,19 +63,6 @@ def start(cluster: Any, config: Path) -> Iterator[Start]:
     for driver in drivers:
         driver.kill()
         driver.wait()
-
-
-def workers() -> list[psutil.Process]:
-    """Ray's processes that run tasks, or wait for some."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-            if title.startswith("ray::") and "Agent" not in title:  # a node dies with its agents
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def goes_on(driver: subprocess.Popen[str], folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from support.bucket import served_bucket
 
 from megatron_sep.config.prepare import PrepareConfig, TextSourceConfig
 from megatron_sep.config.schema import TokenizerConfig
@@ -65,20 +66,8 @@ def test_the_shard_of_addresses_is_that_of_paths(tmp_path: Path, tokenizer_path:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a bucket of an S3 server on this machine."""
-    server = pytest.importorskip("moto.server", reason="needs the extra dev, whose moto is the server")
-    s3fs = pytest.importorskip("s3fs", reason="needs the extra dev, whose s3fs speaks to it")
-    served = server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    served.start()
-    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    host, port = served.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket"
-    s3fs.S3FileSystem.clear_instance_cache()
-    served.stop()
+    with served_bucket(monkeypatch) as address:
+        yield address
 
 
 def lines_at(folder: str, system: Any, files: int = 2) -> None:

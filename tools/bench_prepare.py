@@ -31,13 +31,14 @@ from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, TextSo
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.files import remove
 from megatron_sep.prepare.assemble import assemble
-from megatron_sep.prepare.decisions import decide, decided_path
+from megatron_sep.prepare.decisions import DECIDED, decide
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import ProcessPool
 from megatron_sep.prepare.prepare import Wish
 from megatron_sep.prepare.readings import expand
 from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits, read_documents
+from megatron_sep.prepare.work import FolderWork, part_name
 from megatron_sep.prepare.work_folder import whole_at_work
 
 PARTS, STEP, PERMUTATIONS, TEMPLATES, SHARED_VALUES = 4, 5_000, 512, 20, 64
@@ -66,7 +67,7 @@ def write_scanned(job: Job, documents: int) -> None:
     """What the stage before leaves in the folders of the parts."""
     generator = np.random.default_rng(0)
     templates = generator.integers(0, 256, (TEMPLATES, SHARED_VALUES), np.uint8)
-    for folder in job.part_folders():
+    for folder in (job.folder / part_name(part) for part in range(job.count)):
         folder.mkdir()
         (folder / "scan.status").write_bytes(b"\1" * (documents // job.count))
         with (folder / "scan.signatures").open("wb") as signatures, (folder / "scan.digests").open("wb") as digests:
@@ -212,10 +213,10 @@ def duplicates(tokenizer: str, documents: str = "120000", memory: str = "16") ->
         for times in TIMES:
             folder, count = Path(name) / "work", times * int(documents) // (PARTS * STEP) * PARTS * STEP
             folder.mkdir()
-            job = Job(config, [], {}, folder, PARTS)
+            job = Job(config, [], {}, folder, PARTS, FolderWork(folder))
             write_scanned(job, count)
             said = measured(decide, job, count)
-            exact, near = np.bincount(np.fromfile(decided_path(job), np.uint8), minlength=3)[1:3].tolist()
+            exact, near = np.bincount(np.fromfile(folder / DECIDED, np.uint8), minlength=3)[1:3].tolist()
             print(f"{times} x {said}, dropped {exact:,} and {near:,}", flush=True)
             remove(folder)
 

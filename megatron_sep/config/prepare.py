@@ -8,6 +8,14 @@ from pydantic import Field, field_validator, model_validator
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.config.section import PositiveInt, Section, Seed
 
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs")
+"""Schemes of addresses at which a file is there whole or not at all, whoever is killed while it is written."""
+_WHY_NOT = {
+    "memory": "is the memory of one process, which no other sees",
+    "file": "is a disk; one that all machines see needs no setting, leave work out",
+    "local": "is a disk; one that all machines see needs no setting, leave work out",
+}
+
 
 class TextSourceConfig(Section):
     """Files that belong together."""
@@ -61,6 +69,26 @@ class DecontaminateConfig(Section):
     """Runs a document must share to be dropped."""
 
 
+class WorkConfig(Section):
+    """Where work in progress lies that machines without a shared disk do together."""
+
+    address: str
+    """Folder of an object store, as s3://bucket/work; the work lies in NAME.work there, NAME being the output's."""
+    scratch: Path | None = None
+    """Folder on each machine's own disk for what is fetched and mapped; null: its TMPDIR, or /tmp."""
+
+    @field_validator("address")
+    @classmethod
+    def _puts_files_whole(cls, value: str) -> str:
+        scheme, found, _ = value.partition("://")
+        if not found:
+            raise ValueError(f"{value}: is no address such as s3://bucket/work; on a disk that all see leave work out")
+        if scheme not in OBJECT_STORES:
+            why = _WHY_NOT.get(scheme, "is not known to show a file when it is whole and not before")
+            raise ValueError(f"{value}: {scheme}:// {why}; give an address of {', '.join(OBJECT_STORES)}")
+        return value.rstrip("/")
+
+
 class PrepareConfig(Section):
     """One shard: OUTPUT.bin, OUTPUT.idx and OUTPUT.manifest.json."""
 
@@ -68,6 +96,8 @@ class PrepareConfig(Section):
     """Prefix of the shard, a path; work in progress lies in OUTPUT.work and is gone when the shard is done."""
     upload: str | None = None
     """Folder at an address, as s3://bucket/shards, to which the finished shard is copied; no part of the result."""
+    work: WorkConfig | None = None
+    """Of machines without a shared disk; null: work lies in OUTPUT.work, which all see. No part of the result."""
     tokenizer: TokenizerConfig
     sources: Annotated[tuple[TextSourceConfig, ...], Field(min_length=1)]
     on_bad: Literal["fail", "skip"] = "fail"
@@ -103,3 +133,14 @@ class PrepareConfig(Section):
         if value is not None and "://" not in value:
             raise ValueError(f"{value}: is no address such as s3://bucket/shards; where a path is meant, give output")
         return value
+
+    @model_validator(mode="after")
+    def _text_that_all_see(self) -> Self:
+        for number, source in enumerate(self.sources if self.work else ()):
+            for path in source.paths:
+                if "://" not in path or path.startswith("memory://"):
+                    raise ValueError(
+                        f"sources[{number}].paths: {path} is not seen by all machines, as work.address says there is "
+                        "no shared disk; give an address, as s3://bucket/text"
+                    )
+        return self

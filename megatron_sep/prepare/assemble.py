@@ -1,6 +1,7 @@
 """The shard and its receipt out of what the parts have made."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,29 @@ from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.files import read_json, sha256, versions, write_json
 from megatron_sep.prepare.ledger import Ledger
 from megatron_sep.prepare.parts import Job
-from megatron_sep.prepare.pool import Pool
+from megatron_sep.prepare.pool import Pool, map_here
 from megatron_sep.prepare.receipt import Manifest, PrepareError, describe, held_out_files, made_files
+from megatron_sep.prepare.work import COPIED
 
 _PACKAGES = ("megatron_sep", "tokenizers", "sentencepiece", "rensa", "pyarrow", "zstandard", "numpy")
-_COPY = 1 << 24
 
 
 def assemble(job: Job, tokenizer: Tokenizer, settings: Manifest, pool: Pool) -> None:
     """``manifest.json`` last. Raises PrepareError where no document is left."""
     config, folder = job.config, job.folder
-    states = [read_json(part / "encode.json")["value"] for part in job.part_folders()]
+    states = [read_json(path)["value"] for path in job.get_of_all("encode.json")]
     counts = _added(states)
     if not counts["documents"]:
         raise PrepareError(
-            f"{config.output}: no document is left to write; the counts are in {job.part_folder(0) / 'encode.json'}"
+            f"{config.output}: no document is left to write; the counts are in {job.get_of_all('encode.json')[0]}"
         )
     order = _write_shard(job, token_dtype(tokenizer.vocab_size))
     made = {folder / name: path for name, path in made_files(config.output).items() if (folder / name).exists()}
     tests = held_out_files(config)
-    sums = {str(file): found for file, found in pool.map(sha256, iter([*tests, *made]))}
-    for part in job.part_folders():
-        sums |= read_json(part / "sums.json")
+    mapped = pool.map if job.work.is_shared_disk else map_here
+    sums = {str(file): found for file, found in mapped(sha256, iter([*tests, *made]))}
+    for path in job.get_of_all("sums.json"):
+        sums |= read_json(path)
     manifest = {
         **describe(config, job.plan, counts, sums),
         "order": order,
@@ -75,7 +77,7 @@ def _write_shard(job: Job, dtype: type[np.integer[Any]]) -> str:
     """``shard.bin``, ``shard.idx`` and the report; returns how the documents are ordered."""
     config, folder = job.config, job.folder
     if config.decontaminate.paths:
-        _join([part / "scan.contamination" for part in job.part_folders()], folder / "contamination.jsonl")
+        _join(job.get_of_all("scan.contamination"), folder / "contamination.jsonl")
     tokens, found = _joined(job)
     lengths: npt.NDArray[np.int32] = np.memmap(found, np.int32, "r")
     if not config.shuffle:
@@ -96,23 +98,20 @@ def _write_shard(job: Job, dtype: type[np.integer[Any]]) -> str:
 
 def _joined(job: Job) -> tuple[Path, Path]:
     """Tokens and lengths of all parts; a part's go once they count here, so that one part at most lies twice."""
+    files = {name: list(job.of_all_parts(f"encode.{name}")) for name in ("bin", "lengths")}
     if job.count == 1:
-        return job.part_folder(0) / "encode.bin", job.part_folder(0) / "encode.lengths"
-    with Ledger(job.folder, "joined", ("bin", "lengths"), {"parts": 0}) as ledger:
+        bin_, lengths = (job.work.path(names[0]) for names in files.values())
+        if bin_ is not None and lengths is not None:
+            return bin_, lengths
+    with Ledger(job.folder, f"joined{job.work.name}", tuple(files), {"parts": 0}) as ledger:
         for part in range(ledger.value["parts"], job.count):
-            for name in ("bin", "lengths"):
-                for piece in _pieces(job.part_folder(part) / f"encode.{name}"):
+            for name, names in files.items():
+                for piece in job.work.pieces(names[part]):
                     ledger.append(name, piece)
             ledger.value["parts"] = part + 1
             ledger.commit()
-            (job.part_folder(part) / "encode.bin").unlink()
+            job.work.joined(files["bin"][part])
         return ledger.path("bin"), ledger.path("lengths")
-
-
-def _pieces(path: Path) -> Any:
-    with path.open("rb") as file:
-        while piece := file.read(_COPY):
-            yield piece
 
 
 def _join(sources: list[Path], target: Path) -> None:
@@ -122,7 +121,8 @@ def _join(sources: list[Path], target: Path) -> None:
         return
     with target.open("wb") as file:
         for source in sources:
-            file.writelines(_pieces(source))
+            with source.open("rb") as piece:
+                shutil.copyfileobj(piece, file, COPIED)
         file.flush()
         os.fsync(file.fileno())
 

@@ -42,7 +42,7 @@ def write_buckets(path: Path, steps: Iterable[tuple[Hashes, Documents]], buckets
                 ends = end + np.cumsum(np.bincount(bucket, minlength=buckets))
                 places.append(np.append(end, ends))
                 end += len(rows)
-    with renamed(_places(path)) as aside, aside.open("wb") as file:
+    with renamed(path.with_name(places_of(path.name))) as aside, aside.open("wb") as file:
         np.save(file, np.array(places, np.int64).reshape(-1, columns, buckets + 1), allow_pickle=False)
 
 
@@ -50,7 +50,7 @@ def read_bucket(paths: Iterable[Path], column: int, bucket: int) -> tuple[Hashes
     """The keys of one bucket in all files and their documents, in order."""
     pieces: list[Array] = [np.empty(0, KEYED)]
     for path in paths:
-        rows, places = map_rows(path, KEYED, 1)[:, 0], np.load(_places(path), allow_pickle=False)
+        rows, places = map_rows(path, KEYED, 1)[:, 0], np.load(path.with_name(places_of(path.name)), allow_pickle=False)
         for start, stop in places[:, column, bucket : bucket + 2].tolist() if len(places) else ():
             pieces.append(rows[start:stop])
     found = np.concatenate(pieces)
@@ -82,6 +82,6 @@ def renamed(path: Path) -> Iterator[Path]:
     aside.replace(path)
 
 
-def _places(path: Path) -> Path:
+def places_of(name: str) -> str:
     """[steps, columns, buckets + 1]: the row at which each bucket begins, and the end of the last."""
-    return path.with_name(path.name + ".npy")
+    return f"{name}.npy"

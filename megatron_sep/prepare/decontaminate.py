@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ class TestRuns:
     """Every run of words of the test sets, hashed and sorted: 12 bytes a run."""
 
     __test__ = False  # no test class, whatever pytest makes of the name
+    FILES: ClassVar[tuple[str, ...]] = ("test_hashes.npy", "test_origin.npy", "test_places.json")
+    """What ``save`` writes, the last one last."""
 
     def __init__(self, words: int, hashes: Hashes, origin: npt.NDArray[np.int32], places: Sequence[str]) -> None:
         self.words, self._hashes, self._origin, self._places = words, hashes, origin, places
@@ -71,11 +73,6 @@ class TestRuns:
         np.save(folder / "test_origin.npy", self._origin, allow_pickle=False)
         with written_aside(folder / "test_places.json") as aside:
             aside.write_text(json.dumps([self.words, list(self._places)]))
-
-    @classmethod
-    def is_saved(cls, folder: Path) -> bool:
-        """Whether all of it is there."""
-        return (folder / "test_places.json").exists()
 
     @classmethod
     def load(cls, folder: Path) -> "TestRuns":

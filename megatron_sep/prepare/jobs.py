@@ -3,12 +3,12 @@
 import re
 
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.files import read_json
 from megatron_sep.prepare.assemble import assemble
-from megatron_sep.prepare.decisions import decide, decided_path
+from megatron_sep.prepare.at_work import clear_work, part_work, parts_begun, whole_work
+from megatron_sep.prepare.decisions import DECIDED, decide
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import ProcessPool
-from megatron_sep.prepare.prepare import Wish
+from megatron_sep.prepare.prepare import Wish, delivered
 from megatron_sep.prepare.receipt import (
     PrepareError,
     finished,
@@ -16,11 +16,8 @@ from megatron_sep.prepare.receipt import (
     publish,
     refuse_foreign,
     summary,
-    work_folder,
 )
 from megatron_sep.prepare.stages import encode, is_done, scan
-from megatron_sep.prepare.upload import upload
-from megatron_sep.prepare.work_folder import part_at_work, whole_at_work
 
 _NAMED = 8
 
@@ -37,17 +34,17 @@ def read_part(text: str) -> tuple[int, int]:
 def work_on(config: PrepareConfig, part: int, parts: int) -> str:
     """Do what a part can do by itself now; returns in words what is next. Raises TextError, PrepareError."""
     wish = Wish.of(config)
-    already = finished(config.output, wish.plan, wish.settings)
+    already = _done(wish, merges=False)
     if already is not None:
-        return summary(config.output, already)
+        return already
     title = f"part {part + 1}/{parts} of {config.output}"
-    with part_at_work(config.output, wish.begun(), part, parts) as folder:
+    with part_work(config, wish.begun(), part, parts) as (folder, work):
         if (folder / "manifest.json").exists():
             return f"{title}: all parts are merged; `merge` gives the shard its name"
         refuse_foreign(made_files(config.output).values())
-        job = wish.job(folder, parts)
+        job = wish.job(folder, parts, work)
         with ProcessPool(job) as pool:
-            if job.scans and not decided_path(job).exists():
+            if job.scans and not work.has(DECIDED):
                 scan(job, part, pool)
                 return f"{title}: scanned; once all parts are, `merge` decides which documents stay"
             encode(job, part, pool)
@@ -57,30 +54,47 @@ def work_on(config: PrepareConfig, part: int, parts: int) -> str:
 def merge(config: PrepareConfig) -> str:
     """Do what needs all parts, which must be through with their stage; returns in words what came of it."""
     wish = Wish.of(config)
-    already = finished(config.output, wish.plan, wish.settings)
+    already = _done(wish, merges=True)
     if already is not None:
-        return summary(config.output, upload(config, already))
-    with whole_at_work(config.output, wish.begun(), _parts_begun(config)) as (folder, parts):
+        return already
+    with whole_work(config, wish.begun(), _parts_begun(config)) as (folder, work, parts):
         if not (folder / "manifest.json").exists():
             refuse_foreign(made_files(config.output).values())
-            job = wish.job(folder, parts)
+            job = wish.job(folder, parts, work)
             with ProcessPool(job) as pool:
-                if job.scans and not decided_path(job).exists():
+                if job.scans and not work.has(DECIDED):
                     _need_all(job, "scan")
                     decide(job, pool)
                     return f"{config.output}: decided which documents stay; run each of the {parts} parts again"
                 _need_all(job, "encode")
                 assemble(job, wish.tokenizer, wish.settings, pool)
         made = publish(config.output, folder)
-    return summary(config.output, upload(config, made))
+    return summary(config.output, delivered(config, made, wish))
+
+
+def _done(wish: Wish, *, merges: bool) -> str | None:
+    """Of a shard that is done, in words; it may lie on another machine's disk. ``merges``: do what is left to do."""
+    config = wish.config
+    if config.work is not None and config.upload is None:
+        raise PrepareError(
+            f"work.address={config.work.address}: parts on machines that share no disk see nowhere that the shard is "
+            "done; give upload, where its receipt says so"
+        )
+    already = finished(config.output, wish.plan, wish.settings)
+    if already is not None:
+        return summary(config.output, delivered(config, already, wish) if merges else already)
+    if config.work is not None and wish.uploaded is not None:
+        if merges:
+            clear_work(config, wish.begun())
+        return f"{summary(config.output, wish.uploaded)}, on another machine, and at {config.upload}"
+    return None
 
 
 def _parts_begun(config: PrepareConfig) -> int:
     """Raises PrepareError where there are none, so that nothing is begun by asking."""
-    path = work_folder(config.output) / "settings.json"
-    if not path.exists():
+    parts = parts_begun(config)
+    if parts is None:
         raise PrepareError(f"{config.output}: no part of it is begun; `prepare CONFIG --part i/N` does that")
-    parts: int = read_json(path)["parts"]
     return parts
 
 

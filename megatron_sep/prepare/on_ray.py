@@ -1,10 +1,11 @@
 """Preparation on a Ray cluster: a task for each part, and in it tasks for blocks of text, wherever there is room.
 
 Tasks write nothing but files of a part's folder, which one process at a time has locked, so a worker or a driver that
-is killed costs what was not yet committed. All nodes see the output's folder and the text.
+is killed costs what was not yet committed. All nodes see the text, and the output's folder or the same object store.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,22 +15,25 @@ from megatron_sep.errors import RunFailure, SepError
 from megatron_sep.files import read_json
 from megatron_sep.prepare import worker
 from megatron_sep.prepare.assemble import assemble
+from megatron_sep.prepare.at_work import whole_work
 from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import in_order
-from megatron_sep.prepare.prepare import Wish
+from megatron_sep.prepare.prepare import Wish, delivered
 from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import total_bytes
 from megatron_sep.prepare.receipt import Manifest, PrepareError, finished, made_files, publish, refuse_foreign
+from megatron_sep.prepare.remote_work import RemoteWork
 from megatron_sep.prepare.stages import encode, scan
-from megatron_sep.prepare.upload import upload
-from megatron_sep.prepare.work_folder import locked, part_lock, whole_at_work
+from megatron_sep.prepare.work import Work
 
 with needs_extra("ray", "ray"):
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _PARTS_A_CORE = 4
 _LOOK_SECONDS = 2.0
+_CLEAR_SECONDS = 60.0
 _AGAIN = {"num_cpus": 1, "max_retries": -1, "scheduling_strategy": "SPREAD"}
 """Of every task: where its worker or node is killed, another does it."""
 _STAGES = {"scan": scan, "encode": encode}
@@ -58,19 +62,20 @@ def prepare_on(config: PrepareConfig, address: str | None) -> Manifest:
     wish = Wish.of(config)
     already = finished(config.output, wish.plan, wish.settings)
     if already is not None:
-        return upload(config, already)
+        return delivered(config, already, wish)
     _connect(address)
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
         parts = min(len({reading.file for reading in wish.plan}), _PARTS_A_CORE * cores)
-        with whole_at_work(config.output, wish.begun(), parts) as (folder, begun):
+        with whole_work(config, wish.begun(), parts) as (folder, work, begun):
             if not (folder / "manifest.json").exists():
                 refuse_foreign(made_files(config.output).values())
-                _make(wish.job(folder, begun), wish)
+                _make(wish.job(folder, begun, work), wish)
             made = publish(config.output, folder)
+        _clear_nodes(work)
     finally:
         ray.shutdown()
-    return upload(config, made)
+    return delivered(config, made, wish)
 
 
 def _connect(address: str | None) -> None:
@@ -95,23 +100,42 @@ def _make(job: Job, wish: Wish) -> None:
 
 
 def _all_parts(job: Job, reference: Any, stage: str, total: int) -> None:
-    """One stage of all parts at once, with what their ledgers say of it."""
+    """One stage of all parts at once, with what their ledgers say of it, in a store those of parts that are done."""
     task = ray.remote(_work_on_part).options(**_AGAIN)
     waiting = [task.remote([reference], stage, part) for part in range(job.count)]
+    counts: list[Any] = []
     with Progress(stage, total) as progress:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=_LOOK_SECONDS)
             for result in done:
-                _result(result)
-            states = [read_json(path)["value"] for path in job.folder.glob(f"part-*/{stage}.json")]
-            progress.update(*(sum(state[key] for state in states) for key in ("read", "looked_at")))
+                counts.append(_result(result))
+            states = job.folder.glob(f"part-*/{stage}.json")
+            now = [read_json(path)["value"] for path in states] if job.work.is_shared_disk else counts
+            progress.update(*(sum(count[key] for count in now) for key in ("read", "looked_at")))
 
 
-def _work_on_part(job: list[Any], stage: str, part: int) -> None:
-    """In a task; a killed driver's may still be at work and is waited for."""
+def _work_on_part(job: list[Any], stage: str, part: int) -> Any:
+    """In a task; a killed driver's may still be at work and is waited for where it must be. Returns the counts."""
     found: Job = ray.get(job[0])
-    with locked(part_lock(found.folder, part), wait=True):
+    with found.work.part_locked(part):
         _STAGES[stage](found, part, RayPool(job[0]))
+    return (found.work.state(part, stage) or {})["value"]
+
+
+def _clear_nodes(work: Work) -> None:
+    """Remove what each node has fetched; one that is lost has nothing any more."""
+    if not isinstance(work, RemoteWork):
+        return
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_clear).options(num_cpus=0, scheduling_strategy=there)
+            with suppress(ray.exceptions.RayError):
+                ray.get(task.remote(work), timeout=_CLEAR_SECONDS)
+
+
+def _clear(work: RemoteWork) -> None:
+    work.clear()
 
 
 def _call(job: list[Any], function: Callable[[Any], Any], item: Any) -> Any:

@@ -10,7 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from megatron_sep.config.prepare import PrepareConfig
-from megatron_sep.prepare.readings import Reading, size_of
+from megatron_sep.prepare.readings import Reading
+from megatron_sep.prepare.work import Work, part_name
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,11 @@ class Job:
     separators: dict[str, int]
     """Text and token of each."""
     folder: Path
-    """Where work in progress lies, which all who work on it see."""
+    """Of the machine that puts the shard together."""
     count: int
     """Parts."""
+    work: Work
+    """What the stages hand to each other."""
 
     @property
     def scans(self) -> bool:
@@ -37,18 +40,29 @@ class Job:
         """Each file once: what is scanned."""
         return [reading for reading in self.plan if reading.repeat == 0]
 
-    def part_folder(self, part: int) -> Path:
-        """What a part has made."""
-        return self.folder / f"part-{part:05d}"
+    def of_all_parts(self, name: str) -> Iterator[str]:
+        """The name of a file of each part, in order."""
+        return (f"{part_name(part)}/{name}" for part in range(self.count))
 
-    def part_folders(self) -> Iterator[Path]:
-        """Of all parts, in order."""
-        return map(self.part_folder, range(self.count))
+    def get_of_all(self, name: str) -> list[Path]:
+        """Where a file of each part can be mapped, in order."""
+        return self.work.get_all(self.of_all_parts(name))
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where this machine has it."""
+        path = self.config.tokenizer.path
+        return path if self.work.is_shared_disk else self.work.get(tokenizer_name(path))
+
+
+def tokenizer_name(path: Path) -> str:
+    """What a tokenizer is in the work: one file, as ``copy_tokenizer`` makes it."""
+    return f"tokenizer{path.suffix}"
 
 
 def partition(plan: Sequence[Reading], count: int) -> list[range]:
     """``count`` runs of whole readings, about equal in bytes; where readings are few or uneven, some are empty."""
-    sizes = [size_of(reading.file) for reading in plan]
+    sizes = [reading.size for reading in plan]
     total = max(sum(sizes), 1)
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     owners = [min(int(middle * count / total), count - 1) for middle in middles]

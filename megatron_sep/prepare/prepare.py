@@ -14,11 +14,12 @@ from pathlib import Path
 from megatron_sep.attention.separators import PAPER_SEPARATORS
 from megatron_sep.config.prepare import PrepareConfig, TextSourceConfig
 from megatron_sep.config.schema import TokenizerConfig
-from megatron_sep.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sep.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from megatron_sep.prepare.assemble import assemble
+from megatron_sep.prepare.at_work import clear_work, whole_work
 from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.decontaminate import TestRuns
-from megatron_sep.prepare.parts import Job
+from megatron_sep.prepare.parts import Job, tokenizer_name
 from megatron_sep.prepare.pool import Pool, ProcessPool
 from megatron_sep.prepare.readings import Reading, readings
 from megatron_sep.prepare.receipt import (
@@ -32,8 +33,9 @@ from megatron_sep.prepare.receipt import (
 )
 from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits
-from megatron_sep.prepare.upload import refuse_other, upload
-from megatron_sep.prepare.work_folder import locked, whole_at_work
+from megatron_sep.prepare.upload import upload, uploaded
+from megatron_sep.prepare.work import FolderWork, Work
+from megatron_sep.prepare.work_folder import locked
 
 
 def tokenize_files(
@@ -53,6 +55,8 @@ class Wish:
     tokenizer: Tokenizer
     plan: list[Reading]
     settings: Manifest
+    uploaded: Manifest | None
+    """The receipt where ``upload`` says, of a shard that is done."""
 
     @classmethod
     def of(cls, config: PrepareConfig) -> "Wish":
@@ -60,18 +64,20 @@ class Wish:
         tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
         plan = readings(config.sources, Limits("", config.on_bad, config.on_blank, config.max_bytes))
         settings = settings_of(config, plan)
-        refuse_other(config, settings)
-        return cls(config, tokenizer, plan, settings)
+        return cls(config, tokenizer, plan, settings, uploaded(config, settings))
 
     def begun(self) -> Manifest:
         """The settings with the times of all files that are read, which are no part of the receipt."""
         files = [*(reading.file for reading in self.plan), *held_out_files(self.config)]
         return {**self.settings, "changed": [file.stat().st_mtime_ns for file in files]}
 
-    def job(self, folder: Path, parts: int) -> Job:
-        """The work in a folder, whose test sets are ready to be looked for."""
-        _write_tests(self.config, folder)
-        return Job(self.config, self.plan, _separators(self.tokenizer), folder, parts)
+    def job(self, folder: Path, parts: int, work: Work | None = None) -> Job:
+        """The work, by default in a folder, with what its workers need beside the text."""
+        found = work or FolderWork(folder)
+        _write_tests(self.config, folder, found)
+        if not found.is_shared_disk:
+            _show_tokenizer(self.config.tokenizer.path, found)
+        return Job(self.config, self.plan, _separators(self.tokenizer), folder, parts, found)
 
 
 def prepare(config: PrepareConfig, parts: int = 1) -> Manifest:
@@ -84,15 +90,22 @@ def prepare(config: PrepareConfig, parts: int = 1) -> Manifest:
     wish = Wish.of(config)
     already = finished(config.output, wish.plan, wish.settings)
     if already is not None:
-        return upload(config, already)
-    with whole_at_work(config.output, wish.begun(), parts) as (folder, parts):
+        return delivered(config, already, wish)
+    with whole_work(config, wish.begun(), parts) as (folder, work, begun):
         if not (folder / "manifest.json").exists():
             refuse_foreign(made_files(config.output).values())
-            job = wish.job(folder, parts)
+            job = wish.job(folder, begun, work)
             with ProcessPool(job) as pool:
                 _make(job, wish, pool)
         made = publish(config.output, folder)
-    return upload(config, made)
+    return delivered(config, made, wish)
+
+
+def delivered(config: PrepareConfig, manifest: Manifest, wish: Wish) -> Manifest:
+    """What is left to do once the receipt is in place: copy the shard, and clear away what led to it."""
+    upload(config, manifest)
+    clear_work(config, wish.begun())
+    return manifest
 
 
 def _make(job: Job, wish: Wish, pool: Pool) -> None:
@@ -106,13 +119,23 @@ def _make(job: Job, wish: Wish, pool: Pool) -> None:
     assemble(job, wish.tokenizer, wish.settings, pool)
 
 
-def _write_tests(config: PrepareConfig, folder: Path) -> None:
+def _write_tests(config: PrepareConfig, folder: Path, work: Work) -> None:
     """What workers look for of the test sets, unless it is there."""
     tests = held_out_files(config)
     with locked(folder / "tests.lock", wait=True):
-        if tests and not TestRuns.is_saved(folder):
+        if tests and not work.has(TestRuns.FILES[-1]):
             limits = Limits(max_bytes=config.max_bytes)
-            TestRuns.build(tests, config.decontaminate.fields, config.decontaminate.words, limits).save(folder)
+            runs = TestRuns.build(tests, config.decontaminate.fields, config.decontaminate.words, limits)
+            with work.made(TestRuns.FILES[-1]) as path:
+                runs.save(path.parent)
+
+
+def _show_tokenizer(path: Path, work: Work) -> None:
+    """The tokenizer of this machine to all others, unless it is there."""
+    name = tokenizer_name(path)
+    if not work.has(name):
+        with work.made(name) as made:
+            copy_tokenizer(path, made)
 
 
 def _separators(tokenizer: Tokenizer) -> dict[str, int]:

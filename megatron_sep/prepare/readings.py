@@ -28,6 +28,8 @@ class Reading:
     share: float
     """Documents that this pass writes; 1: all."""
     limits: Limits
+    size: int
+    """Bytes of the file as it lies on the disk."""
 
     def takes(self, record: int, seed: int) -> bool:
         """Whether this pass writes a record, by the seed."""
@@ -79,9 +81,18 @@ def readings(sources: Sequence[TextSourceConfig], limits: Limits) -> list[Readin
     """Every source once, then again those whose weight is above 1, and so on; the last pass of each in part."""
     files = [expand(source.paths, f"sources[{i}].paths") for i, source in enumerate(sources)]
     first = [sum(map(len, files[:i])) for i in range(len(files))]
+    sizes = {file: file.stat().st_size for file in {file for some in files for file in some}}
     passes = range(max(-int(-source.weight // 1) for source in sources))
     return [
-        Reading(i, file, first[i] + n, repeat, min(1.0, source.weight - repeat), replace(limits, field=source.field))
+        Reading(
+            i,
+            file,
+            first[i] + n,
+            repeat,
+            min(1.0, source.weight - repeat),
+            replace(limits, field=source.field),
+            sizes[file],
+        )
         for repeat in passes
         for i, source in enumerate(sources)
         if source.weight > repeat
@@ -110,19 +121,14 @@ def blocks(plan: Sequence[Reading], part: range, start: tuple[int, int]) -> Iter
             if block.size >= BLOCK_BYTES or len(block.records) >= BLOCK_RECORDS:
                 yield block
                 block = Block(reading.repeat)
-        before += size_of(reading.file)
+        before += reading.size
     if block.records:
         yield block
 
 
 def total_bytes(plan: Sequence[Reading]) -> int:
     """Of the files as they lie on the disk, each as often as it is read."""
-    return sum(size_of(reading.file) for reading in plan)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file as it lies on the disk."""
-    return path.stat().st_size
+    return sum(reading.size for reading in plan)
 
 
 def has_text_suffix(path: Path) -> bool:

@@ -84,7 +84,7 @@ def summary(output: Path, manifest: Manifest) -> str:
 
 def settings_of(config: PrepareConfig, plan: Sequence[Reading]) -> Manifest:
     """All that the result depends on, but the contents of the files."""
-    chosen = config.model_dump(mode="json", exclude={"workers", "memory", "output", "upload"})
+    chosen = config.model_dump(mode="json", exclude={"workers", "memory", "output", "upload", "work"})
     files = [*(reading.file for reading in plan), *held_out_files(config)]
     return {**chosen, "files": {str(file): file.stat().st_size for file in files}}
 

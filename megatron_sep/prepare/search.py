@@ -1,18 +1,19 @@
 """What the processes of ``prepare`` do to find duplicates: documents into buckets by key, and who shares one."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_sep.prepare.buckets import Documents, read_bucket, renamed, shared, write_buckets
+from megatron_sep.prepare.buckets import Documents, places_of, read_bucket, renamed, shared, write_buckets
 from megatron_sep.prepare.dedup import band_keys, repeats
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.rows import STEP, JoinedRows, map_rows
 from megatron_sep.prepare.shingles import Hashes
+from megatron_sep.prepare.work import part_name
 from megatron_sep.prepare.worker import this_job
 
 Rows = npt.NDArray[Any]
@@ -22,32 +23,50 @@ Rows = npt.NDArray[Any]
 class Search:
     """A search among the documents that have no reason yet to be left out."""
 
-    folder: Path
-    codes: Path
-    """A byte a document of all parts; 0: no reason."""
+    folder: str
+    """In the work, of this search alone."""
     first: tuple[int, ...]
     """Number of the first document of each part."""
     buckets: int
+    step: str = ""
+    """Folder of what is needed as long as a step lasts."""
 
-    def keys(self, part: int) -> Path:
+    def at(self, step: str) -> "Search":
+        """The same in a step of this name."""
+        return replace(self, step=f"{self.folder}/{step}")
+
+    @property
+    def codes(self) -> str:
+        """A byte a document of all parts; 0: no reason."""
+        return f"{self.step}/codes"
+
+    def keys(self, part: int) -> str:
         """The documents of a part, in buckets."""
-        return self.folder / f"keys-{part:05d}"
+        return f"{self.step}/keys-{part:05d}"
+
+    def shared(self, band: int, bucket: int) -> str:
+        """Who shares a band, of a bucket."""
+        return f"{self.folder}/shared/{band:04d}-{bucket:05d}"
 
     def bucket(self, column: int, number: int) -> tuple[Hashes, Documents]:
         """What all parts have in a bucket."""
-        return read_bucket(map(self.keys, range(len(self.first))), column, number)
+        names = [self.keys(part) for part in range(len(self.first))]
+        work = this_job().work
+        work.get_all(map(places_of, names))
+        return read_bucket(work.get_all(names), column, number)
 
     def write(self, part: int, rows: Rows, keys: Callable[[Rows], Hashes]) -> None:
         """The documents of a part into buckets by the ``keys`` of its rows."""
-        first = self.first[part]
-        codes = map_rows(self.codes, np.uint8, 1)[first : first + len(rows), 0]
+        first, work = self.first[part], this_job().work
+        codes = map_rows(work.get(self.codes), np.uint8, 1)[first : first + len(rows), 0]
 
         def steps() -> Iterator[tuple[Hashes, Documents]]:
             for at in range(0, len(rows), STEP):
                 left = np.flatnonzero(codes[at : at + STEP] == 0)
                 yield keys(rows[at : at + STEP][left]), (first + at + left).astype(np.uint32)
 
-        write_buckets(self.keys(part), steps(), self.buckets)
+        with work.made(self.keys(part)) as path:
+            write_buckets(path, steps(), self.buckets)
 
 
 def write_digests(task: tuple[Search, int]) -> None:
@@ -61,7 +80,7 @@ def repeated(task: tuple[Search, int]) -> Documents:
     search, number = task
     job = this_job()
     documents = shared(*search.bucket(0, number))["document"]
-    digests = JoinedRows([_scanned(job, part, "digests") for part in range(job.count)], np.uint64, 2)
+    digests = JoinedRows(job.get_of_all("scan.digests"), np.uint64, 2)
     found: Documents = documents[repeats(digests.take(documents.astype(np.int64)))]
     return found
 
@@ -75,12 +94,12 @@ def write_bands(task: tuple[Search, int, range]) -> None:
     search.write(part, columns, lambda values: band_keys(values, wanted.rows))
 
 
-def write_shared(task: tuple[Search, int, int, Path]) -> None:
-    """Which documents of a bucket share a band, its column there, into a file."""
-    search, column, number, path = task
-    with renamed(path) as aside:
-        shared(*search.bucket(column, number)).tofile(aside)
+def write_shared(task: tuple[Search, range, int, int]) -> None:
+    """Which documents of a bucket share a band, one of the step's, into a file."""
+    search, bands, band, number = task
+    with this_job().work.made(search.shared(band, number)) as path, renamed(path) as aside:
+        shared(*search.bucket(band - bands.start, number)).tofile(aside)
 
 
 def _scanned(job: Job, part: int, name: str) -> Path:
-    return job.part_folder(part) / f"scan.{name}"
+    return job.work.get(f"{part_name(part)}/scan.{name}")

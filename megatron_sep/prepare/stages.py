@@ -1,14 +1,14 @@
 """The two passes of a part over its text, and the sums of its files; each goes on where it was killed."""
 
-from megatron_sep.files import read_json, sha256, write_json
+from megatron_sep.files import sha256, write_json
 from megatron_sep.prepare import worker
 from megatron_sep.prepare.decisions import Drops
-from megatron_sep.prepare.ledger import Ledger
 from megatron_sep.prepare.parts import Job, partition
 from megatron_sep.prepare.pool import Pool
 from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import Block, blocks, total_bytes
 from megatron_sep.prepare.receipt import Manifest
+from megatron_sep.prepare.work import Growing, part_name
 
 SAMPLED_OUT = "sampled out by weight"
 SCANNED = ("status", "digests", "signatures", "contamination")
@@ -17,11 +17,11 @@ SCANNED = ("status", "digests", "signatures", "contamination")
 
 def scan(job: Job, part: int, pool: Pool) -> None:
     """Sign each document of a part and look for test sets in it. Raises TextError."""
-    plan, folder = job.first_pass, job.part_folder(part)
+    plan = job.first_pass
     mine = partition(plan, job.count)[part]
     start = {"position": [mine.start, 0], "records": [0] * len(mine), "read": 0, "looked_at": 0}
     with (
-        Ledger(folder, "scan", SCANNED, start) as ledger,
+        job.work.ledger(part, "scan", SCANNED, start) as ledger,
         Progress(_title("scan", job, part), total_bytes(plan[mine.start : mine.stop])) as progress,
     ):
         if ledger.done:
@@ -37,7 +37,7 @@ def scan(job: Job, part: int, pool: Pool) -> None:
 
 def encode(job: Job, part: int, pool: Pool) -> None:
     """Write the tokens of what stays of a part, and the sums of its files. Raises TextError."""
-    plan, folder = job.plan, job.part_folder(part)
+    plan = job.plan
     mine = partition(plan, job.count)[part]
     start = {
         "position": [mine.start, 0],
@@ -47,7 +47,7 @@ def encode(job: Job, part: int, pool: Pool) -> None:
     start |= {"looked_at": 0, "separators": 0, "largest_gap": 0, "documents": 0}
     drops = Drops.load(job)
     with (
-        Ledger(folder, "encode", ("bin", "lengths"), start) as ledger,
+        job.work.ledger(part, "encode", ("bin", "lengths"), start) as ledger,
         Progress(_title("encode", job, part), total_bytes(plan[mine.start : mine.stop])) as progress,
     ):
         if not ledger.done:
@@ -64,17 +64,19 @@ def encode(job: Job, part: int, pool: Pool) -> None:
 
 def _sum_files(job: Job, part: int, pool: Pool) -> None:
     """The sha256 of each of the part's files into sums.json."""
-    path = job.part_folder(part) / "sums.json"
-    if not path.exists():
+    name = f"{part_name(part)}/sums.json"
+    if not job.work.has(name):
         mine = partition(job.first_pass, job.count)[part]
         files = (job.first_pass[number].file for number in mine)
-        write_json(path, {str(file): found for file, found in pool.map(sha256, files)})
+        sums = {str(file): found for file, found in pool.map(sha256, files)}
+        with job.work.made(name) as path:
+            write_json(path, sums)
 
 
 def is_done(job: Job, stage: str, part: int) -> bool:
     """Whether a part is through with ``scan`` or ``encode``."""
-    path = job.part_folder(part) / f"{stage}.json"
-    return path.exists() and bool(read_json(path)["done"])
+    state = job.work.state(part, stage)
+    return state is not None and bool(state["done"])
 
 
 def _title(stage: str, job: Job, part: int) -> str:
@@ -107,12 +109,12 @@ def _count(value: Manifest, block: Block, result: worker.Encoded) -> None:
             total["dropped"][reason] = total["dropped"].get(reason, 0) + times
 
 
-def _position(ledger: Ledger) -> tuple[int, int]:
+def _position(ledger: Growing) -> tuple[int, int]:
     reading, record = ledger.value["position"]
     return reading, record
 
 
-def _advance(ledger: Ledger, block: Block, progress: Progress) -> None:
+def _advance(ledger: Growing, block: Block, progress: Progress) -> None:
     ledger.value["position"], ledger.value["read"] = list(block.after), block.read
     ledger.value["looked_at"] += len(block.records)
     ledger.commit_sometimes()

@@ -15,16 +15,20 @@ from megatron_sep.prepare.receipt import Manifest, PrepareError, difference
 _READ = 1 << 24
 
 
-def refuse_other(config: PrepareConfig, settings: Manifest) -> None:
-    """Before any work: raises PrepareError where a receipt of other settings lies, PlaceError where none can be."""
+def uploaded(config: PrepareConfig, settings: Manifest) -> Manifest | None:
+    """The receipt that is there already, which is the last of an upload; None where it is not or nothing is uploaded.
+
+    Raises PrepareError where one of other settings lies, PlaceError where none can be.
+    """
     if config.upload is None:
-        return
+        return None
     system, folder = file_system(config.upload)
     place = f"{folder}/{manifest_path(config.output).name}"
     with reached(config.upload):
-        there = parse_json(system.cat_file(place)) if system.exists(place) else None
+        there: Manifest | None = parse_json(system.cat_file(place)) if system.exists(place) else None
     if there is not None and difference(there.get("settings"), settings):
         raise _in_the_way(config, place)
+    return there
 
 
 def upload(config: PrepareConfig, manifest: Manifest) -> Manifest:

@@ -72,11 +72,11 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.plan = job, job.config, job.plan
         config = job.config
-        self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eod)
+        self.tokenizer: Tokenizer = load_tokenizer(job.tokenizer_path, config.tokenizer.eod)
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.ends = np.zeros(self.tokenizer.vocab_size, bool)
         self.ends[list(job.separators.values())] = True
-        self.tests = TestRuns.load(job.folder) if config.decontaminate.paths else None
+        self.tests = TestRuns.load(job.work.get_all(TestRuns.FILES)[-1].parent) if config.decontaminate.paths else None
 
     def text(self, block: Block, index: int, tally: Tally) -> str | None:
         """The text of a record, normalised as asked; None where it is unreadable and counted."""

@@ -15,7 +15,7 @@ import importlib.abc, importlib.machinery, sys
 
 class Small(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        values = {"readings": {"BLOCK_RECORDS": 4}, "ledger": {"_SECONDS": 0.0}}
+        values = {"readings": {"BLOCK_RECORDS": 4}, "ledger": {"_SECONDS": 0.0}, "pieces": {"_SECONDS": 0.0}}
         room, _, module = name.rpartition(".")
         if room != "megatron_sep.prepare" or module not in values:
             return None

@@ -109,7 +109,7 @@ def _alone(place: Objects) -> Iterator[None]:
         if found.get("token") != mine["token"]:
             _refuse_living(place, found)
     end = threading.Event()
-    beating = threading.Thread(target=_beat, args=(place, mine, end), daemon=True)
+    beating = threading.Thread(target=_beat, args=(place, mine, end), name="lock", daemon=True)
     beating.start()
     try:
         yield

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -120,3 +121,22 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(driver: Any, disks
         assert not [left for disk in disks for left in disk.glob("megatron_sep-*")]
     assert drivers
     assert len(used) > 1, "no two nodes had a disk of their own in use"
+
+
+@pytest.mark.skipif(not full_run(), reason="long; run with --full")
+def test_a_node_that_is_lost_costs_time_alone(driver: Any, cluster: Any, disks: list[Path], tmp_path: Path) -> None:
+    """SIGKILL for all of a node's processes in either pass, and its disk is gone with it."""
+    lost = {}
+    for stage in ("scan", "encode"):
+        (tmp_path / stage).mkdir()
+        lost[stage] = cluster.add_node(num_cpus=1, env_vars={"TMPDIR": str(tmp_path / stage)})
+    process = driver("lost")
+    for stage, node in lost.items():
+        while process.poll() is None and not any(f"/{stage}." in name for name in work_of("lost")):
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before the node was lost"
+        cluster.remove_node(node, allow_graceful=False)
+        shutil.rmtree(tmp_path / stage)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    same_files(disks[2] / "whole", disks[2] / "lost")

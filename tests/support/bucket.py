@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -19,6 +20,9 @@ def served_bucket(patch: pytest.MonkeyPatch) -> Iterator[str]:
         patch.setenv(f"AWS_{name}", value)
     host, port = served.get_host_and_port()
     patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    urlopen(
+        Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    ).close()  # servers of a process share buckets
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir("bucket")
     yield "s3://bucket"

@@ -10,11 +10,13 @@ is written depends on the settings and the text alone, so a killed run goes on a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from megatron_sep.attention.separators import PAPER_SEPARATORS
 from megatron_sep.config.prepare import PrepareConfig, TextSourceConfig
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
+from megatron_sep.files import sha256
 from megatron_sep.prepare.assemble import assemble
 from megatron_sep.prepare.at_work import clear_work, whole_work
 from megatron_sep.prepare.decisions import decide
@@ -24,6 +26,7 @@ from megatron_sep.prepare.pool import Pool, ProcessPool
 from megatron_sep.prepare.readings import Reading, readings
 from megatron_sep.prepare.receipt import (
     Manifest,
+    PrepareError,
     finished,
     held_out_files,
     made_files,
@@ -131,11 +134,18 @@ def _write_tests(config: PrepareConfig, folder: Path, work: Work) -> None:
 
 
 def _show_tokenizer(path: Path, work: Work) -> None:
-    """The tokenizer of this machine to all others, unless it is there."""
+    """The tokenizer of this machine to all others, or the same as is there. Raises PrepareError for another one."""
     name = tokenizer_name(path)
     if not work.has(name):
         with work.made(name) as made:
             copy_tokenizer(path, made)
+    with TemporaryDirectory() as folder:
+        mine = Path(folder) / name
+        copy_tokenizer(path, mine)
+        if sha256(mine) != sha256(work.get(name)):
+            raise PrepareError(
+                f"tokenizer.path={path}: is not the file that this work was begun with; give that one, or another output"
+            )
 
 
 def _separators(tokenizer: Tokenizer) -> dict[str, int]:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pydantic import ValidationError
 from support.bucket import served_bucket
 from support.prepared import all_stages, corpus_of_all_kinds, same_files, source
 
-from megatron_sep.config.prepare import PrepareConfig, WorkConfig
+from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, WorkConfig
 from megatron_sep.config.schema import TokenizerConfig
+from megatron_sep.data.tokenizer import load_tokenizer
 from megatron_sep.errors import RunFailure
+from megatron_sep.files import remove
 from megatron_sep.prepare import worker
 from megatron_sep.prepare.at_work import whole_work
 from megatron_sep.prepare.jobs import merge, work_on
@@ -24,7 +27,7 @@ from megatron_sep.prepare.objects import Objects
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pieces import PieceLedger, committed
 from megatron_sep.prepare.pool import map_here
-from megatron_sep.prepare.prepare import prepare
+from megatron_sep.prepare.prepare import Wish, prepare
 from megatron_sep.prepare.receipt import PrepareError
 from megatron_sep.prepare.remote_work import RemoteWork
 from megatron_sep.prepare.work import Work
@@ -75,12 +78,14 @@ def test_machines_that_share_no_disk_make_the_bytes_of_one_process(
 ) -> None:
     """Parts on any machine, each merge on another; in the end the upload says to all that it is done."""
     pytest.importorskip("rensa")
-    monkeypatch.setattr("megatron_sep.prepare.jobs.ProcessPool", ThisProcess)
+    for room in ("jobs", "prepare"):
+        monkeypatch.setattr(f"megatron_sep.prepare.{room}.ProcessPool", ThisProcess)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # as a worker sets it
     sources = corpus_of_all_kinds(tmp_path / "text")
     settings: dict[str, Any] = {"tokenizer": TokenizerConfig(path=tokenizer_path), "workers": 1}
     settings |= {**all_stages(tmp_path, sources), "upload": f"{here}/shards"}
     fsspec.filesystem("s3").put(f"{tmp_path}/text/", f"{here}/text/", recursive=True)
+    settings["deduplicate"] = DeduplicateConfig(exact=True, near=True, permutations=32)
     settings["sources"] = [
         one.model_copy(update={"paths": tuple(f"{here}/text/{Path(path).name}" for path in one.paths)})
         for one in sources
@@ -99,6 +104,21 @@ def test_machines_that_share_no_disk_make_the_bytes_of_one_process(
     assert not Objects(f"{here}/work").has("out.work")
     prepare(PrepareConfig(output=tmp_path / "whole" / "out", **settings))
     same_files(tmp_path / "whole" / "out", tmp_path / "disk0" / "out")
+    _goes_on_elsewhere([config_of(tmp_path, here, machine, **settings) for machine in (2, 3)], monkeypatch)
+    same_files(tmp_path / "whole" / "out", tmp_path / "disk3" / "out")
+
+
+def _goes_on_elsewhere(configs: list[PrepareConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One machine scans and is gone with its disk, another one scans nothing again and ends it."""
+    first, second = (one.model_copy(update={"upload": None}) for one in configs)
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_sep.prepare.prepare.decide", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first)
+    remove(first.output.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_sep.prepare.worker.scan", Mock(side_effect=AssertionError))
+        prepare(second)
 
 
 def test_what_cannot_be_a_place_of_work_is_refused(tmp_path: Path, tokenizer_path: Path) -> None:
@@ -174,6 +194,23 @@ def test_a_lock_is_held_as_long_as_the_work_and_never_taken_back(
                 place.write_json("lock.json", taken)
             time.sleep(0.05)
     assert place.read_json("lock.json") == taken
+
+
+def test_another_tokenizer_does_not_go_on_with_the_work(
+    config: PrepareConfig, tmp_path: Path, tokenizer_path: Path
+) -> None:
+    """The first one's is what all machines use, whatever lies at the path on another."""
+    path = tmp_path / "tokenizer.json"
+    for end in ("", "\n"):
+        path.write_text(tokenizer_path.read_text() + end)
+        section = TokenizerConfig(path=path)
+        wish = Wish(config.model_copy(update={"tokenizer": section}), load_tokenizer(path), [], {}, None)
+        with whole_work(config, SETTINGS, 1) as (folder, work, _):
+            if not end:
+                assert wish.job(folder, 1, work).tokenizer_path.read_bytes() == path.read_bytes()
+                continue
+            with pytest.raises(PrepareError, match=r"tokenizer\.json: is not the file that this work was begun with"):
+                wish.job(folder, 1, work)
 
 
 @pytest.fixture

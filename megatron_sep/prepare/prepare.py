@@ -144,7 +144,7 @@ def _show_tokenizer(path: Path, work: Work) -> None:
         copy_tokenizer(path, mine)
         if sha256(mine) != sha256(work.get(name)):
             raise PrepareError(
-                f"tokenizer.path={path}: is not the file that this work was begun with; give that one, or another output"
+                f"tokenizer.path={path}: is not the file that this work was begun with; give that one or another output"
             )
 
 

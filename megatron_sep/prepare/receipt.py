@@ -41,7 +41,7 @@ def describe(config: PrepareConfig, plan: Sequence[Reading], counts: Manifest, s
                 "weight": source.weight,
                 **count,
                 "files": [
-                    {"path": str(r.file), "bytes": r.file.stat().st_size, "sha256": sums[str(r.file)]}
+                    {"path": str(r.file), "bytes": r.size, "sha256": sums[str(r.file)]}
                     for r in plan
                     if r.repeat == 0 and r.source == number
                 ],
@@ -85,8 +85,8 @@ def summary(output: Path, manifest: Manifest) -> str:
 def settings_of(config: PrepareConfig, plan: Sequence[Reading]) -> Manifest:
     """All that the result depends on, but the contents of the files."""
     chosen = config.model_dump(mode="json", exclude={"workers", "memory", "output", "upload", "work"})
-    files = [*(reading.file for reading in plan), *held_out_files(config)]
-    return {**chosen, "files": {str(file): file.stat().st_size for file in files}}
+    sizes = {str(reading.file): reading.size for reading in plan}
+    return {**chosen, "files": sizes | {str(file): file.stat().st_size for file in held_out_files(config)}}
 
 
 def held_out_files(config: PrepareConfig) -> list[Path]:

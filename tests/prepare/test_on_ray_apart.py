@@ -105,7 +105,7 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(driver: Any, disks
             time.sleep(generator.uniform(0, 0.5))
             victims = workers()
             used |= {disk for disk in disks if any(disk.glob("megatron_sep-*"))}
-            if kills % 2 == 0 and process.poll() is None:
+            if kills % 2 and process.poll() is None:
                 process.kill()
                 process.wait()
                 kills, drivers = kills + 1, drivers + 1

@@ -31,14 +31,14 @@ from megatron_sep.config.prepare import DeduplicateConfig, PrepareConfig, TextSo
 from megatron_sep.config.schema import TokenizerConfig
 from megatron_sep.files import remove
 from megatron_sep.prepare.assemble import assemble
-from megatron_sep.prepare.decisions import DECIDED, decide
+from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import ProcessPool
 from megatron_sep.prepare.prepare import Wish
 from megatron_sep.prepare.readings import expand
 from megatron_sep.prepare.stages import encode, scan
 from megatron_sep.prepare.text import Limits, read_documents
-from megatron_sep.prepare.work import FolderWork, part_name
+from megatron_sep.prepare.work import DECIDED, FolderWork, part_name
 from megatron_sep.prepare.work_folder import whole_at_work
 
 PARTS, STEP, PERMUTATIONS, TEMPLATES, SHARED_VALUES = 4, 5_000, 512, 20, 64

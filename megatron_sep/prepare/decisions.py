@@ -18,11 +18,10 @@ from megatron_sep.prepare.progress import Progress
 from megatron_sep.prepare.readings import Reading
 from megatron_sep.prepare.rows import JoinedRows
 from megatron_sep.prepare.search import Search, repeated, write_bands, write_digests, write_shared
+from megatron_sep.prepare.work import DECIDED, SHARED, STEPS
 
 DROPS = ("", "exact duplicate", "near duplicate", "contaminated", "")
 """Reasons by code; a record with the last one cannot be read, which is counted by why when it is looked at again."""
-DECIDED = "drops"
-"""The file of what is decided: a byte a record of all parts."""
 _EXACT, _NEAR, _CONTAMINATED, _UNREADABLE = 1, 2, 3, 4
 _BANDS = 16
 """Bands that lie on the disk at a time, 12 bytes a document each."""
@@ -63,11 +62,16 @@ def decide(job: Job, pool: Pool) -> None:
                 file.write(_OF_STATUS[rows].tobytes())
         if len(statuses) and (job.config.deduplicate.exact or job.config.deduplicate.near):
             codes = np.memmap(aside, np.uint8, "r+")
-            job.work.remove("near")
+            _clear(job)
             together = -(-pool.size // pool.machines)
             buckets = bucket_count(len(codes), job.config.memory << 20, together)
-            _mark_repeated(job, codes, Search(f"near/{uuid4().hex[:12]}", statuses.first, buckets), pool)
-            job.work.remove("near")
+            _mark_repeated(job, codes, Search(uuid4().hex[:12], statuses.first, buckets), pool)
+            _clear(job)
+
+
+def _clear(job: Job) -> None:
+    for folder in (STEPS, SHARED):
+        job.work.remove(folder)
 
 
 def _mark_repeated(job: Job, codes: np.memmap[Any, Any], search: Search, pool: Pool) -> None:

@@ -5,7 +5,7 @@ import re
 from megatron_sep.config.prepare import PrepareConfig
 from megatron_sep.prepare.assemble import assemble
 from megatron_sep.prepare.at_work import clear_work, part_work, parts_begun, whole_work
-from megatron_sep.prepare.decisions import DECIDED, decide
+from megatron_sep.prepare.decisions import decide
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.pool import ProcessPool
 from megatron_sep.prepare.prepare import Wish, delivered
@@ -18,6 +18,7 @@ from megatron_sep.prepare.receipt import (
     summary,
 )
 from megatron_sep.prepare.stages import encode, is_done, scan
+from megatron_sep.prepare.work import DECIDED
 
 _NAMED = 8
 

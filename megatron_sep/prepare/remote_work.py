@@ -19,7 +19,7 @@ from zlib import crc32
 from megatron_sep.files import read_json, remove
 from megatron_sep.prepare.objects import Objects
 from megatron_sep.prepare.pieces import PieceLedger, committed
-from megatron_sep.prepare.work import Growing, part_name
+from megatron_sep.prepare.work import DECIDED, SHARED, STEPS, Growing, part_name
 
 _AT_ONCE = 16
 _LOCKS = 256
@@ -79,6 +79,8 @@ class RemoteWork:
         with self._aside() as aside:
             path = aside / Path(name).name
             yield path
+            if name == DECIDED:
+                self._clear_before(name)
             for file in sorted(aside.iterdir(), key=lambda file: file == path):
                 self.objects.put(file, f"{folder}/{file.name}".lstrip("/"))
                 _rename(file, self.here / folder / file.name)
@@ -86,7 +88,7 @@ class RemoteWork:
     def remove(self, name: str) -> None:
         """As ``Work`` says, in the store and on this machine."""
         self.objects.remove(name)
-        remove(self.here / name)
+        _remove_shared(self.here / name)
 
     def ledger(self, part: int, stage: str, files: tuple[str, ...], start: Mapping[str, Any]) -> Growing:
         """As ``Work`` says."""
@@ -115,7 +117,7 @@ class RemoteWork:
 
     def clear(self) -> None:
         """Remove what lies on this machine."""
-        remove(self.here)
+        _remove_shared(self.here)
 
     def _pieces(self, grown: re.Match[str]) -> list[str]:
         stem, file = grown.groups()
@@ -131,13 +133,13 @@ class RemoteWork:
     def _clear_before(self, name: str) -> None:
         """Remove what only steps before the one that ``name`` belongs to have fetched."""
         step = Path(name).parts[:-1]
-        if step[:1] == ("near",):
+        if step[:1] == (STEPS,):
             for depth in range(1, len(step)):
                 for other in self.here.joinpath(*step[:depth]).glob("*"):
                     if other.name != step[depth]:
                         _remove_shared(other)
-        elif name == "drops":
-            for other in (self.here / "near", *self.here.glob("part-*/scan.[!j]*")):
+        elif name == DECIDED:
+            for other in (self.here / STEPS, self.here / SHARED, *self.here.glob("part-*/scan.[!j]*")):
                 _remove_shared(other)
 
     @contextmanager

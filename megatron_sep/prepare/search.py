@@ -13,7 +13,7 @@ from megatron_sep.prepare.dedup import band_keys, repeats
 from megatron_sep.prepare.parts import Job
 from megatron_sep.prepare.rows import STEP, JoinedRows, map_rows
 from megatron_sep.prepare.shingles import Hashes
-from megatron_sep.prepare.work import part_name
+from megatron_sep.prepare.work import SHARED, STEPS, part_name
 from megatron_sep.prepare.worker import this_job
 
 Rows = npt.NDArray[Any]
@@ -23,8 +23,8 @@ Rows = npt.NDArray[Any]
 class Search:
     """A search among the documents that have no reason yet to be left out."""
 
-    folder: str
-    """In the work, of this search alone."""
+    name: str
+    """Of this search alone."""
     first: tuple[int, ...]
     """Number of the first document of each part."""
     buckets: int
@@ -33,7 +33,7 @@ class Search:
 
     def at(self, step: str) -> "Search":
         """The same in a step of this name."""
-        return replace(self, step=f"{self.folder}/{step}")
+        return replace(self, step=f"{STEPS}/{self.name}/{step}")
 
     @property
     def codes(self) -> str:
@@ -46,7 +46,7 @@ class Search:
 
     def shared(self, band: int, bucket: int) -> str:
         """Who shares a band, of a bucket."""
-        return f"{self.folder}/shared/{band:04d}-{bucket:05d}"
+        return f"{SHARED}/{self.name}/{band:04d}-{bucket:05d}"
 
     def bucket(self, column: int, number: int) -> tuple[Hashes, Documents]:
         """What all parts have in a bucket."""

@@ -13,6 +13,10 @@ from megatron_sep.prepare.work_folder import locked, part_lock
 
 COPIED = 1 << 24
 """Bytes that are copied at once."""
+DECIDED = "drops"
+"""The file of what is decided: a byte a record of all parts."""
+STEPS, SHARED = "near", "shared"
+"""Folders of the search for duplicates, in each one of every try: what its steps need, and what they are for."""
 
 
 class Growing(Protocol):

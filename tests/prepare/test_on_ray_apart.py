@@ -25,7 +25,7 @@ pytest.importorskip("ray", reason="needs the extra ray; pip install megatron_sep
 pytest.importorskip("rensa")
 fsspec = pytest.importorskip("fsspec")
 
-KILLS = 12 if full_run() else 3
+KILLS = 12 if full_run() else 2
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.cases import full_run
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -41,6 +42,7 @@ def start(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.skipif(not full_run(), reason="two trainings and a sample; run with --full")
 def test_it_ends_with_what_was_gained(checkout: Path, corpus: Path, tmp_path: Path) -> None:
     """Corpus, both runs, sample, figures, and three lines whose numbers are positive; the cache is the smaller one."""
     line = json.dumps({"text": "alpha is not more than beta, and one is less than two. " * 20}) + "\n"

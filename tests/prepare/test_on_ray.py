@@ -106,6 +106,7 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(start: Start, conf
     assert drivers
 
 
+@pytest.mark.skipif(not full_run(), reason="waits until Ray takes a node for dead; run with --full")
 def test_a_node_that_is_lost_costs_time_alone(cluster: Any, start: Start, config: Path) -> None:
     """SIGKILL for all of a node's processes, in the middle of the first and of the second pass."""
     lost = {stage: cluster.add_node(num_cpus=1) for stage in ("scan", "encode")}

@@ -25,7 +25,8 @@ pytest.importorskip("ray", reason="needs the extra ray; pip install megatron_sep
 pytest.importorskip("rensa")
 fsspec = pytest.importorskip("fsspec")
 
-KILLS = 12 if full_run() else 2
+pytestmark = pytest.mark.skipif(not full_run(), reason="minutes of Ray's processes that start; run with --full")
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,6 @@ def test_whoever_is_killed_the_bytes_are_those_of_one_process(driver: Any, disks
     assert len(used) > 1, "no two nodes had a disk of their own in use"
 
 
-@pytest.mark.skipif(not full_run(), reason="long; run with --full")
 def test_a_node_that_is_lost_costs_time_alone(driver: Any, cluster: Any, disks: list[Path], tmp_path: Path) -> None:
     """SIGKILL for all of a node's processes in either pass, and its disk is gone with it."""
     lost = {}

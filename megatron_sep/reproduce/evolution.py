@@ -131,7 +131,9 @@ def _stack(axes: Any, found: Evolution, capacity: int, step: str | None) -> None
             axes.bar(places, count_T.tolist(), bottom=below.tolist(), color=colour, width=0.85, label=name)
         else:
             top = (below + count_T).tolist()
-            axes.fill_between(places, below.tolist(), top, color=colour, step=step, linewidth=0, label=name)
+            axes.fill_between(
+                places, below.tolist(), top, color=colour, step=step, linewidth=0, label=name, rasterized=True
+            )
         below = below + count_T
     axes.axhline(capacity, color="black", linewidth=1, linestyle="--", label=f"c = {capacity}")
     axes.set_ylabel("tokens in the cache")

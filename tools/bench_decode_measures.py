@@ -10,7 +10,7 @@ bookkeeping     what the end of a step does to the slots' tables, compiled
 merged          queries, keys and values as one product, gate and up as another
 combined        the last share of the decode kernel finishes its output
 launch          the decode kernel cut as --launch says
-independent     no kernel launched before the one before it has ended, as on GPUs below compute capability 9.0
+dependent       each kernel launched while the one before it still ends, as GPUs of compute capability 9.0 can
 
 Each is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph).
 ``off`` is how far its logits are from the first row's, the largest distance over the logits' deviation. ``copy ms`` is
@@ -39,11 +39,11 @@ from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.sep_decode import triton as kernel
 from megatron_sep.kernels.why_not import dependent_launches
 
-LADDER = ("as-is", "independent", "merged", "combined", "merged+combined")
+LADDER = ("as-is", "dependent", "dependent+merged", "dependent+combined", "dependent+merged+combined")
 TUNING, APART = decode.OPTIONS
 OPTIONS, CHOOSE = dict(decode.OPTIONS), kernel.choose_launch
 LAUNCHES: dict[str, Any] = {"dependent": None}
-"""What is asked of the decoder and of the compiled layers; None: what the GPU can."""
+"""What is asked of the decoder and of the compiled layers; None: nothing."""
 
 
 class MergedMLP(LlamaMLP):  # type: ignore[misc]
@@ -126,7 +126,7 @@ def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
         "merged": lambda: merge_products(model),
         "combined": lambda: launch_with(last_combines=True),
         "launch": lambda: launch_with(**dict(zip(kernel.Launch._fields, cut or (), strict=False))),
-        "independent": lambda: LAUNCHES.update(dependent=False),
+        "dependent": lambda: LAUNCHES.update(dependent=True),
     }
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     gib = weights_gib(model)
     found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy ms": copy_ms(gib)}
     print(f"{found['gpu']}, torch {torch.__version__}: {gib:.2f} GiB of weights, read in {found['copy ms']:.2f} ms")
-    found["dependent"] = dependent_launches(Call.on(model.device, model.dtype)) or "launches of as-is"
+    found["dependent"] = dependent_launches(Call.on(model.device, model.dtype)) or "launches can be"
     print(f"dependent: {found['dependent']}")
     first: dict[str, Tensor] = {}
     apply = measures(model, options.launch)

@@ -4,8 +4,8 @@
 
 Times 32 layers of Llama-3-8B's shape (32 query heads on 8 key heads of 128, bf16) in one CUDA graph, each layer with a
 cache of its own, so that nothing is left in the GPU's cache. One choice after another is varied, the best kept, twice
-around or until the seconds of a policy are over. Microseconds are of one layer, launched while the one before it still
-ends where the GPU can, as a decode step does; ``--independent``: after it.
+around or until the seconds of a policy are over. Microseconds are of one layer, launched after the one before it;
+``--dependent``: while that one still ends.
 """
 
 import argparse
@@ -92,11 +92,11 @@ def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="of each policy")
-    parser.add_argument("--independent", action="store_true", help="launch no layer before the one before it has ended")
+    parser.add_argument("--dependent", action="store_true", help="launch each layer while the one before it still ends")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    dependent = chosen_launches(torch.device("cuda"), False if options.independent else None)
+    dependent = chosen_launches(torch.device("cuda"), options.dependent)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {'' if dependent else 'in'}dependent launches")
     report, choose = {}, kernel.choose_launch
     for name, (slots, used, turns) in CASES.items():

@@ -26,7 +26,7 @@ class Decoder:
     """Steps of a model that ``attach`` was called on. Keep nothing of a step's logits: the next one overwrites them.
 
     ``graph``: is a step a CUDA graph; None: where its kernels allow. ``dependent``: is the attention's kernel launched
-    while the one before it still ends; None: in a graph, on a GPU that can. Raises BackendError where it cannot.
+    while the one before it still ends; None: as ``dependent.py`` says. Raises BackendError where it cannot.
     """
 
     def __init__(self, model: Any, cache: SepCache, graph: bool | None = None, dependent: bool | None = None) -> None:
@@ -107,7 +107,7 @@ def compile_layers(model: Any, backend: str = "inductor", dependent: bool | None
     """Fuse what stands between the attentions of a step, the last norm and the output layer; attention stays as it is.
 
     All layers share one compilation: their numbers are not part of it. ``dependent``: are Inductor's kernels launched
-    while the one before them still ends; None: on a GPU that can. Raises BackendError where they cannot.
+    while the one before them still ends; None: as ``dependent.py`` says. Raises BackendError where they cannot.
     """
     if dependent and backend != "inductor":
         raise BackendError(f"dependent=True, backend={backend!r}: is of Inductor's kernels alone; pass dependent=None")

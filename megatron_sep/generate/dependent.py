@@ -10,16 +10,18 @@ from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.why_not import dependent_launches
 
+BY_DEFAULT = False
+"""For who does not say: not before a GPU has shown the same bits with them, by tests/generate/test_dependent.py."""
 DEPENDENT: ContextVar[bool] = ContextVar("dependent", default=False)
 """Are the kernels that this thread launches for a step?"""
 
 
 def chosen(device: torch.device, wanted: bool | None) -> bool:
-    """As ``wanted``, None: where they can be. Raises BackendError where they are wanted and cannot be."""
+    """As ``wanted``; None: ``BY_DEFAULT``, where they can be. Raises BackendError for True where they cannot."""
     reason = dependent_launches(Call.on(device, torch.bfloat16))
     if wanted and reason is not None:
-        raise BackendError(f"dependent=True: {reason}; pass None, which takes them where they can be, or False")
-    return reason is None if wanted is None else wanted
+        raise BackendError(f"dependent=True: {reason}; pass None or False")
+    return BY_DEFAULT and reason is None if wanted is None else wanted
 
 
 @contextmanager

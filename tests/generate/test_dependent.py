@@ -126,9 +126,9 @@ def test_a_kernel_that_does_not_wait_first_is_found() -> None:
 def test_the_kernels_of_compiled_layers_wait_first() -> None:
     """As the attention's does: so whoever has waited sees the writes of all kernels before it."""
     model = llama().to("cuda", torch.bfloat16)
-    decoder = Decoder(model, attach(model, POLICIES["stream"]).new_cache())
+    decoder = Decoder(model, attach(model, POLICIES["stream"]).new_cache(), dependent=True)
     token = decoder.read(prompt("cuda")).argmax(-1, keepdim=True)
-    compile_layers(model)
+    compile_layers(model, dependent=True)
     with fresh_cache():
         _, sources = run_and_get_code(lambda: decoder.step(token).clone())
     kernels = re.findall(r"async_compile\.triton\('\w+', '''(.*?)'''", "\n".join(sources), re.DOTALL)
@@ -188,7 +188,7 @@ def test_the_choice_of_a_decoder_reaches_the_kernel(dependent: bool | None, monk
 
 @pytest.mark.parametrize(("wanted", "expected"), [(None, True), (False, False), (True, True)])
 def test_the_choice_reaches_inductor(wanted: bool | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the GPU can: on unless it is turned off; the other options stay."""
+    """As ``chosen`` says; the other options stay."""
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(decode, "chosen", lambda _device, wanted: True if wanted is None else wanted)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, **options: given.append(options["options"]))

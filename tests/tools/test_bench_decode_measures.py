@@ -68,9 +68,9 @@ def test_measures_of_the_launch_add_up_and_are_taken_back(tool: Any) -> None:
     apply = tool.measures(torch.nn.Module(), [32, 12, 4, 2])
     apply["combined"]()
     apply["launch"]()
-    apply["independent"]()
+    apply["dependent"]()
     assert kernel.choose_launch(*shape) == kernel.Launch(32, 12, 4, 2, last_combines=True)
-    assert tool.LAUNCHES == {"dependent": False}
+    assert tool.LAUNCHES == {"dependent": True}
     tool.without_measures(torch.nn.Module())
     assert kernel.choose_launch(*shape) == chosen
     assert tool.LAUNCHES == {"dependent": None}

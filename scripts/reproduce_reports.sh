@@ -5,7 +5,8 @@
 #
 # BOOKS is a folder of books as *.txt, four million tokens or more, as the test set of PG19; TASKS one of JSON lines, whose
 # names and keys stand in configs/reproduce/tasks. Runs are those below runs/reproduce of the current directory, where what
-# is measured goes too. Run again, it goes on: what is done stays as it is. Needs the extras hf, eval and plot.
+# is measured goes too. Run again, it goes on: what is done stays as it is, unless
+# a run has learnt since. Needs the extras hf, eval and plot.
 #
 # To set in the environment:
 #   GPUS   measurements at once; left out: one a GPU, one where there is none
@@ -41,7 +42,10 @@ measure_one() {  # JOB HERE OUT BOOKS
         maps) command=("${sep[@]}" reproduce figure12 figure13 figure14 "${two[@]}") ;;
         *) echo "JOBS: $job: no such measurement" >&2; return 255 ;;
     esac
-    [[ ! -e $out/measured/$job ]] || { echo "$job: is done"; return 0; }
+    if [[ -e $out/measured/$job && -z $(find "$out"/*/metrics.jsonl -newer "$out/measured/$job" 2>/dev/null) ]]; then
+        echo "$job: is done"
+        return 0
+    fi
     echo "$job: begins; $out/measured/$job.log"
     CUDA_VISIBLE_DEVICES=$(own_device) "${command[@]}" >"$out/measured/$job.log" 2>&1 || status=$?
     if ((status)); then

@@ -98,8 +98,7 @@ def _text(file: Path) -> str:
 
 
 def measure(model: Any, policy: AttentionPattern | StreamingPattern, ids_RT: Tensor) -> Measured:
-    """Feed R texts side by side, token by token, each through a cache of its own; what the first steps compile does not
-    count."""
+    """Feed R texts side by side, token by token, each through a cache of its own; compilation is not timed."""
     score(model, policy, ids_RT[:, :_FIRST], 1)
     begun = time.perf_counter()
     found = score(model, policy, ids_RT, 1)
@@ -153,20 +152,26 @@ def _all(
     loaded: Loaded, path: str, streams: Sequence[Stream], ids_RT: Tensor, inputs: Inputs, item: str
 ) -> list[tuple[Stream, Measured]]:
     """Every stream, each kept as soon as it is done: a killed call goes on with them."""
-    separators, which = (
-        separators_of(loaded),
-        f"{know(Path(path)).place} {hashlib.sha256(ids_RT.cpu().numpy().tobytes()).hexdigest()}",
-    )
+    text = hashlib.sha256(ids_RT.cpu().numpy().tobytes()).hexdigest()
+    which = f"{_weights(know(Path(path)).place)}, {text}, {len(ids_RT)} side by side"
     parts = Parts(None if inputs.out is None else inputs.out / item, {"item": item})
     progress, found = Progress(f"{item} of {path}", len(streams)), []
     for number, stream in enumerate(streams, 1):
-        kept = parts.take(
-            f"{which}, {len(ids_RT)} side by side, {stream.policy}",
-            lambda stream=stream: asdict(measure(loaded.model, stream.of(separators), ids_RT)),  # type: ignore[misc]
-        )
+        found.append((stream, _kept(parts, which, loaded, stream, ids_RT)))
         progress.update(number)
-        found.append((stream, Measured(**kept | {"perplexities": tuple(kept["perplexities"])})))
     return found
+
+
+def _kept(parts: Parts, which: str, loaded: Loaded, stream: Stream, ids_RT: Tensor) -> Measured:
+    policy = stream.of(separators_of(loaded))
+    value = parts.take(f"{which}, {policy}", lambda: asdict(measure(loaded.model, policy, ids_RT)))
+    return Measured(**value | {"perplexities": tuple(value["perplexities"])})
+
+
+def _weights(place: Path) -> list[tuple[str, int, int]]:
+    """What other weights at the same place would change: names, sizes and times of its files."""
+    files = ((path.name, path.stat()) for path in sorted(place.iterdir()))
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
 
 
 def _strm(capacity: int, *papers: float, sinks: int = 4) -> Stream:

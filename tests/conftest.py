@@ -1,5 +1,6 @@
 """Shared by all tests: one process group for the whole session, and small models."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make gpu` on a machine with one"))
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Several processes of tests share a GPU: none keeps memory for its next test."""
+    if "gpu" in item.keywords and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="session")

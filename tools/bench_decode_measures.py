@@ -7,10 +7,11 @@ One GPU with 40 GB or more. A row is ``as-is``, or measures joined by +:
 no-reductions   products of one row as the library computes them, not as Inductor's reductions
 no-activations  Inductor's own bound of what it computes anew for each row of a matrix
 bookkeeping     what the end of a step does to the slots' tables, compiled
-merged          queries, keys and values as one product, gate and up as another
+apart           queries, keys and values as three products, gate and up as two
+combo           kernels that do not need each other's results in one launch, where Inductor finds such
 combined        the last share of the decode kernel finishes its output
 launch          the decode kernel cut as --launch says
-dependent       each kernel launched while the one before it still ends, as GPUs of compute capability 9.0 can
+independent     no kernel launched before the one before it has ended
 
 Each is the step of tools/bench_decode.py (Llama-3-8B's shape, SepLLM n=256 or a bounded stream, one CUDA graph).
 ``off`` is how far its logits are from the first row's, the largest distance over the logits' deviation. ``copy ms`` is
@@ -27,79 +28,31 @@ from typing import Any
 
 import torch
 from bench_decode import SEP, STREAM, filled, free, llama_8b, text, timed
-from torch import Tensor, nn
-from torch.nn.functional import linear, silu
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, apply_rotary_pos_emb
+from torch import Tensor
 
 from megatron_sep.generate import decode
 from megatron_sep.generate import slots as slots_module
 from megatron_sep.generate import step as step_module
-from megatron_sep.generate.interface import attention
+from megatron_sep.generate.products import part_products
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.sep_decode import triton as kernel
 from megatron_sep.kernels.why_not import dependent_launches
 
-LADDER = ("as-is", "dependent", "dependent+merged", "dependent+combined", "dependent+merged+combined")
+LADDER = ("independent+apart", "apart", "as-is", "combined", "combo", "combined+combo", "as-is")
 TUNING, APART = decode.OPTIONS
+COMBO = "combo_kernels"
 OPTIONS, CHOOSE = dict(decode.OPTIONS), kernel.choose_launch
-LAUNCHES: dict[str, Any] = {"dependent": None}
-"""What is asked of the decoder and of the compiled layers; None: nothing."""
-
-
-class MergedMLP(LlamaMLP):  # type: ignore[misc]
-    """Gate and up as one product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = linear(x, self.gate_up).chunk(2, -1)
-        out: Tensor = self.down_proj(silu(gate) * up)
-        return out
-
-
-class MergedAttention(LlamaAttention):  # type: ignore[misc]
-    """Queries, keys and values as one product."""
-
-    def forward(self, hidden_states: Tensor, position_embeddings: Any, **_: Any) -> tuple[Tensor, None]:
-        shape = hidden_states.shape[:-1]
-        parts = torch.split(linear(hidden_states, self.qkv), self.sizes, -1)
-        q, k, v = (part.view(*shape, -1, self.head_dim).transpose(1, 2) for part in parts)
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        out: Tensor = attention(self, q, k, v, None, scaling=self.scaling)[0]
-        return self.o_proj(out.reshape(*shape, -1)), None
-
-
-def merge_products(model: Any) -> None:
-    """In place; the separate weights become views of the merged ones, so that memory stays what it was."""
-    for module in model.modules():
-        if isinstance(module, LlamaMLP):
-            merge(module, "gate_up", [module.gate_proj, module.up_proj])
-            module.__class__ = MergedMLP
-        elif isinstance(module, LlamaAttention):
-            parts = [module.q_proj, module.k_proj, module.v_proj]
-            module.sizes = [part.out_features for part in parts]
-            merge(module, "qkv", parts)
-            module.__class__ = MergedAttention
-
-
-def merge(module: Any, name: str, parts: list[Any]) -> None:
-    """One weight for the parts, unless there is one."""
-    if hasattr(module, name):
-        return
-    whole = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
-    for part, weight in zip(parts, torch.split(whole, [part.out_features for part in parts]), strict=True):
-        part.weight = nn.Parameter(weight, requires_grad=False)
-    setattr(module, name, whole)
+ASKED: dict[str, Any] = {"dependent": None, "merged": True}
+"""Of the compiled layers, and the first of the decoder, too."""
 
 
 def without_measures(model: Any) -> None:
-    """The program as it is; merged weights stay, and their parts are used again."""
-    for module in model.modules():
-        for kind in (LlamaMLP, LlamaAttention):
-            if isinstance(module, kind):
-                module.__class__ = kind
+    """The program as it is."""
+    part_products(model)
     decode.OPTIONS.clear()
     decode.OPTIONS |= OPTIONS
     kernel.choose_launch = CHOOSE
-    LAUNCHES["dependent"] = None
+    ASKED.update(dependent=None, merged=True)
     for name in ("count_step", "evict"):
         setattr(slots_module, name, getattr(step_module, name))
 
@@ -116,17 +69,18 @@ def launch_with(**changes: Any) -> None:
     kernel.choose_launch = lambda *shape: chosen(*shape)._replace(**changes)
 
 
-def measures(model: Any, cut: list[int] | None) -> dict[str, Callable[[], Any]]:
-    """What each does to the program and the model."""
+def measures(cut: list[int] | None) -> dict[str, Callable[[], Any]]:
+    """What each does to the program."""
     return {
         "as-is": lambda: None,
         "no-reductions": lambda: decode.OPTIONS.update({TUNING: False}),
         "no-activations": lambda: decode.OPTIONS.update({APART: 8}),
         "bookkeeping": compile_bookkeeping,
-        "merged": lambda: merge_products(model),
+        "apart": lambda: ASKED.update(merged=False),
+        "combo": lambda: decode.OPTIONS.update({COMBO: True}),
         "combined": lambda: launch_with(last_combines=True),
         "launch": lambda: launch_with(**dict(zip(kernel.Launch._fields, cut or (), strict=False))),
-        "dependent": lambda: LAUNCHES.update(dependent=True),
+        "independent": lambda: ASKED.update(dependent=False),
     }
 
 
@@ -162,7 +116,7 @@ def kernels(step: Any, times: int = 10) -> list[tuple[str, float, float]]:
 def measured(model: Any, policy: Any, context: int, profile: bool) -> tuple[dict[str, Any], Tensor]:
     """Of one policy: milliseconds a step, its kernels where they were asked for; and a replayed step's logits."""
     torch.manual_seed(0)
-    decoder, ids = decode.Decoder(model, filled(model, policy, 1, context), **LAUNCHES), text(1, 1)
+    decoder, ids = decode.Decoder(model, filled(model, policy, 1, context), dependent=ASKED["dependent"]), text(1, 1)
     logits_BV = [decoder.step(ids).float().clone() for _ in range(6)][-1]
     row: dict[str, Any] = {"ms": timed(lambda: decoder.step(ids), 6, 100)}
     if profile:
@@ -180,7 +134,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--launch", type=int, nargs=4, metavar=("BLOCK", "SPLITS", "WARPS", "STAGES"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    known = measures(None, None)
+    known = measures(None)
     if unknown := {name for row in options.rows for name in row.split("+")} - set(known):
         parser.error(f"{', '.join(sorted(unknown))}: no measure; choose from {', '.join(known)}")
     if (options.launch is None) == any("launch" in row.split("+") for row in options.rows):
@@ -198,14 +152,14 @@ def main() -> None:
     found["dependent"] = dependent_launches(Call.on(model.device, model.dtype)) or "launches can be"
     print(f"dependent: {found['dependent']}")
     first: dict[str, Tensor] = {}
-    apply = measures(model, options.launch)
+    apply = measures(options.launch)
     for number, rung in enumerate(options.rows):
         begun, again = time.perf_counter(), options.rows[:number].count(rung)
         without_measures(model)
         for name in rung.split("+"):
             apply[name]()
         torch.compiler.reset()
-        decode.compile_layers(model, **LAUNCHES)
+        decode.compile_layers(model, **ASKED)
         for name, policy in (("SepLLM n=256", SEP), ("stream 4,64,256,800", STREAM)):
             free()
             row, logits_BV = measured(model, policy, options.context, options.profile)

@@ -8,6 +8,7 @@ from torch import Tensor
 from megatron_sep.generate.architecture import cache_name
 from megatron_sep.generate.cache import SepCache
 from megatron_sep.generate.dependent import chosen, launching
+from megatron_sep.generate.products import merge_products
 from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.why_not import DEPENDENT_OPTION, fused_decode
@@ -103,14 +104,19 @@ def _fused(model: Any) -> bool:
     return fused_decode(Call.on(model.device, model.dtype, head_size=size)) is None
 
 
-def compile_layers(model: Any, backend: str = "inductor", dependent: bool | None = None) -> None:
+def compile_layers(
+    model: Any, backend: str = "inductor", dependent: bool | None = None, merged: bool = True
+) -> None:  # fmt: skip
     """Fuse what stands between the attentions of a step, the last norm and the output layer; attention stays as it is.
 
     All layers share one compilation: their numbers are not part of it. ``dependent``: are Inductor's kernels launched
     while the one before them still ends; None: as ``dependent.py`` says. Raises BackendError where they cannot.
+    ``merged``: products of the same input become one (``products.py``), so call this when the model is where it stays.
     """
     if dependent and backend != "inductor":
         raise BackendError(f"dependent=True, backend={backend!r}: is of Inductor's kernels alone; pass dependent=None")
+    if merged:
+        merge_products(model)
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     options = _options(chosen(model.device, dependent)) if backend == "inductor" else None
     stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))

@@ -10,8 +10,8 @@ from megatron_sep.kernels.call import Call
 from megatron_sep.kernels.operation import BackendError
 from megatron_sep.kernels.why_not import dependent_launches
 
-BY_DEFAULT = False
-"""For who does not say: not before a GPU has shown the same bits with them, by tests/generate/test_dependent.py."""
+BY_DEFAULT = True
+"""For who does not say, where they can be. No bit of a text depends on it (tests/generate/test_dependent.py)."""
 DEPENDENT: ContextVar[bool] = ContextVar("dependent", default=False)
 """Are the kernels that this thread launches for a step?"""
 

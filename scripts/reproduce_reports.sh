@@ -34,9 +34,9 @@ measure_one() {  # JOB HERE OUT BOOKS
         tasks-*) command=("${sep[@]}" eval "$run" --tasks "$names" --task-dir "$here/../configs/reproduce/tasks" --fewshot 0
             --batch 32 --out "$run/tasks.json") ;;
         policies-*) command=(python "$here/../tools/compare_policies.py" "$run" --books "$books" --out "$run/policies.json") ;;
-        table4) command=("${sep[@]}" reproduce table4 "${two[@]}" --text "$books" --tokens 4000000 --streams 64) ;;
+        table4) command=("${sep[@]}" reproduce table4 "${two[@]}" --text "$books" --tokens 4000000 --streams 256) ;;
         table5) command=("${sep[@]}" reproduce table5 "${two[@]}" --text "$books" --tokens 20000) ;;
-        table[678]) command=("${sep[@]}" reproduce "$job" "${two[@]}" --text "$books" --tokens 160000 --streams 8) ;;
+        table[678]) command=("${sep[@]}" reproduce "$job" "${two[@]}" --text "$books" --tokens 160000 --streams 16) ;;
         table16) command=("${sep[@]}" reproduce table16 "${two[@]}" --text "$books" --tokens 131072) ;;
         figure2) command=("${sep[@]}" reproduce figure2 "${four[@]}") ;;
         maps) command=("${sep[@]}" reproduce figure12 figure13 figure14 "${two[@]}") ;;

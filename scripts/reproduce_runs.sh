@@ -21,7 +21,7 @@ source "$here/gpus.sh"
 configs=$here/../configs/reproduce
 out=runs/reproduce
 RUNS=${RUNS:-vanilla sep-n64 streaming-n64 sep-n64-ht sep-n128 sep-n64-h fixllm-n64
-    vanilla-seed2 sep-n64-seed2 sep-n64-ht-seed2
+    vanilla-seed2 sep-n64-seed2 sep-n64-ht-seed2 streaming-n64-seed2 sep-n128-seed2 sep-n64-h-seed2 fixllm-n64-seed2
     posttrain-n64 posttrain-n128 posttrain-n64-larger-lr}
 
 # shellcheck disable=SC2329  # on_gpus calls it

@@ -42,9 +42,14 @@ def labelled(axes: Any, x: str, y: str, title: str = "") -> None:
 
 
 def save(figure: Any, *paths: Path, **settings: Any) -> None:
-    """Write a matplotlib figure, in every format that is asked for, and close it. Raises PictureError, OSError."""
+    """Write a matplotlib figure, in every format that is asked for, and close it. Raises PictureError, OSError.
+
+    The same figure is the same bytes as SVG, each time.
+    """
     for path in paths:
         check_format(path)
-        with written_aside(path) as aside:
-            figure.savefig(aside, format=path.suffix[1:].lower(), **settings)
+        kind = path.suffix[1:].lower()
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}
+        with written_aside(path) as aside, pyplot().rc_context({"svg.hashsalt": "megatron_sep"}):
+            figure.savefig(aside, format=kind, **undated, **settings)
     pyplot().close(figure)

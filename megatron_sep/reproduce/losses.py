@@ -110,7 +110,7 @@ def table2(inputs: Inputs) -> Result:
             Table("Perplexity of the validation split", own),
             Table("Perplexity over vanilla's", tuple(ratios), 3),
             Table("Visible share of the attention map (%)", tuple(shares)),
-            *tables_of(found.all),
+            *tables_of(found.all, other_seeds(found, inputs.folder("table2"))),
         ),
         found.notes,
     )
@@ -135,7 +135,7 @@ def _seed_tables(found: Comparison, folder: Path) -> tuple[Table, ...]:
     """How far the last losses of other seeds are from those of the first; no table without other seeds."""
     first = {run.label: float(losses(run)[1][-1]) for run in found.all}
     rows = tuple(
-        Row(f"{run.label}, seed {run.config.train.seed}", float(losses(run)[1][-1]) - first[run.label], None, _SHORT)
+        Row(run.seed_label, float(losses(run)[1][-1]) - first[run.label], None, _SHORT)
         for run in other_seeds(found, folder)
     )
     return (

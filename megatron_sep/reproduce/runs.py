@@ -37,6 +37,11 @@ class Run:
         return variant_name(self.config)
 
     @property
+    def seed_label(self) -> str:
+        """Its label and its seed."""
+        return f"{self.label}, seed {self.config.train.seed}"
+
+    @property
     def post_trained(self) -> bool:
         """Did it start from the weights of another run?"""
         return self.config.checkpoint.init_from is not None

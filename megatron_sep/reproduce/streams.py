@@ -121,10 +121,16 @@ def streamed(streams: Sequence[Stream], item: str, exact: Make | None = None) ->
             return result
         tables = [table for path, name in sources(inputs, item) for table in _tables(path, name, streams, inputs, item)]
         paper = "The paper's perplexities are after the same quarters of its text."
-        note = f"Perplexity over the first {inputs.tokens:,} tokens of {inputs.text}, {_manner(inputs.streams)}."
+        manner = f"{_manner(inputs.streams)}; {str(_dtype()).removeprefix('torch.')}"
+        note = f"Perplexity over the first {inputs.tokens:,} tokens of {inputs.text}, {manner}."
         return Result((*result.tables, *tables), (*result.notes, note, paper))
 
     return make
+
+
+def _dtype() -> torch.dtype:
+    """Of weights and caches: on a GPU that of training, where a text of millions of tokens would take twice as long."""
+    return torch.bfloat16 if current_device().type == "cuda" else torch.float32
 
 
 def _manner(rows: int) -> str:
@@ -134,7 +140,7 @@ def _manner(rows: int) -> str:
 
 
 def _tables(path: Path, name: str, streams: Sequence[Stream], inputs: Inputs, item: str) -> list[Table]:
-    loaded = load(path, current_device(), torch.float32)
+    loaded = load(path, current_device(), _dtype())
     ids_RT = side_by_side(read_tokens(inputs.text, loaded.tokenizer, inputs.tokens, item), inputs.streams)
     if loaded.model.device.type == "cuda":
         compile_layers(loaded.model)
@@ -153,7 +159,7 @@ def _all(
 ) -> list[tuple[Stream, Measured]]:
     """Every stream, each kept as soon as it is done: a killed call goes on with them."""
     text = hashlib.sha256(ids_RT.cpu().numpy().tobytes()).hexdigest()
-    which = f"{_weights(know(Path(path)).place)}, {text}, {len(ids_RT)} side by side"
+    which = f"{_weights(know(Path(path)).place)}, {text}, {len(ids_RT)} side by side, {loaded.model.dtype}"
     parts = Parts(None if inputs.out is None else inputs.out / item, {"item": item})
     progress, found = Progress(f"{item} of {path}", len(streams)), []
     for number, stream in enumerate(streams, 1):

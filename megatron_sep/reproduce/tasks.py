@@ -35,12 +35,17 @@ Measured = dict[str, dict[str, float]]
 """Metrics by task."""
 
 
-def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
+def tables_of(runs: Sequence[Run], other_seeds: Sequence[Run] = ()) -> tuple[Table, ...]:
     """A table for each column that one of the runs was measured in; none where none was."""
-    measured = [(run, found) for run in runs if (found := metrics_of(run)) is not None]
+    named = [(run.label, run) for run in runs] + [(run.seed_label, run) for run in other_seeds]
+    measured = [(name, run, found) for name, run in named if (found := metrics_of(run)) is not None]
     tables = []
     for column, (task, metric) in COLUMNS.items():
-        rows = tuple(_row(run, found[task], metric, column) for run, found in measured if metric in found.get(task, {}))
+        rows = tuple(
+            _row(name, run, found[task], metric, column)
+            for name, run, found in measured
+            if metric in found.get(task, {})
+        )
         if rows:
             unit = "perplexity" if metric == "perplexity" else "%"
             tables.append(Table(f"{column}: {task} ({unit})", rows))
@@ -63,9 +68,9 @@ def metrics_of(run: Run) -> Measured | None:
         raise ReproduceError(f"{path}: is no file of `{MEASURE}`: {error!r}") from error
 
 
-def _row(run: Run, metrics: dict[str, float], metric: str, column: str) -> Row:
+def _row(name: str, run: Run, metrics: dict[str, float], metric: str, column: str) -> Row:
     scale = 1 if metric == "perplexity" else 100
     paper = PUBLISHED.get(run.label, {}).get(column)
     error = metrics.get(f"{metric}_stderr")
     why = "300 B tokens there" + ("" if error is None else f"; standard error {scale * error:.2f}")
-    return Row(run.label, scale * metrics[metric], paper, why)
+    return Row(name, scale * metrics[metric], paper, why)

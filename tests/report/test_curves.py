@@ -59,6 +59,8 @@ def test_every_figure_of_watch_as_files(tmp_path: Path) -> None:
     assert sorted(made) == sorted((tmp_path / "figures").iterdir())
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made[::2])
     assert all(b"<svg" in path.read_bytes() for path in made[1::2])
+    again = list(curves.plot_figures([run], tmp_path / "again", curves.Axis()))
+    assert all(old.read_bytes() == new.read_bytes() for old, new in zip(made, again, strict=True))
     with pytest.raises(PictureError, match="does not tell its tokens"):
         list(curves.plot_figures([run], tmp_path / "more", curves.Axis("tokens")))
     with pytest.raises(PictureError, match="--against time: name one of step, tokens"):

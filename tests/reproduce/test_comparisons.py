@@ -173,6 +173,8 @@ def test_seeds_are_beside_the_first(folder: Path) -> None:
     result = losses.figure5(Inputs(folder))
     assert values(result, 3) == {"SepLLM n=64, seed 2": pytest.approx(0.03)}
     assert "s left out: another train.seed than a." in result.notes
+    (folder / "s" / "tasks.json").write_text('{"tasks": {"x": {"metrics": {"piqa_local": {"acc": 0.5}}}}}')
+    assert values(losses.table2(Inputs(folder)), 3) == {"SepLLM n=64, seed 2": 50}
 
 
 def test_every_item_of_the_paper_is_listed() -> None:

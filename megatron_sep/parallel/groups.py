@@ -23,7 +23,7 @@ from megatron_sep.parallel.topology import Axis, Topology
 from megatron_sep.parallel.watch import Watch
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-_NOISE = (  # of megatron-core, about what it finds missing or calls by an old name; nothing a user can mend
+_NOISE = (  # of megatron-core and torch, about what they find missing or call by an old name; nothing a user can mend
     ".*Transformer Engine",
     "Apex is not installed",
     ".*deprecating ShardedTensor",
@@ -31,6 +31,7 @@ _NOISE = (  # of megatron-core, about what it finds missing or calls by an old n
     "full scope is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
     ".*is deprecated. Please use `torch.distributed",
+    r"barrier\(\): using the device under current context",  # it is the one that was set
 )
 
 

@@ -21,10 +21,12 @@ from megatron_sep.attention.streaming import StreamingPattern
 from megatron_sep.config.schema import AttentionConfig
 from megatron_sep.data.tokenizer import Tokenizer
 from megatron_sep.evaluate.perplexity import Score, score
+from megatron_sep.evaluate.texts import know
 from megatron_sep.generate.layer_policies import head_policies
 from megatron_sep.generate.load import load
 from megatron_sep.generate.policies import H2O, SnapKV, pyramid_kv
 from megatron_sep.parallel.device import current_device
+from megatron_sep.weights.identity import WEIGHTS, weights_sum
 
 Policy = Any
 Family = Callable[[int], Policy]
@@ -81,7 +83,8 @@ def searched(family: Family, share: float, length: int, probe: Callable[[Policy]
 
 
 def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    loaded = load(path, current_device(), torch.float32)
+    place = know(path).place
+    weights, loaded = weights_sum(place), load(place, current_device(), torch.float32)
     model, tokenizer = loaded.model, loaded.tokenizer
     texts = stretches(options.books, tokenizer, options.length, options.per_book).to(model.device)
     ids = loaded.rules(AttentionConfig(window=1, separators="default")).separators.separator_ids
@@ -96,6 +99,7 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     trained = loaded.attention
     result: dict[str, Any] = {
         "checkpoint": str(path),
+        WEIGHTS: weights,
         "trained_with": f"window={trained.window}",
         "texts": len(texts),
         "scored_tokens": len(full.loss_N),

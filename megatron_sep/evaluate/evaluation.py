@@ -17,6 +17,7 @@ from megatron_sep.evaluate.texts import EvaluationError, Known, know, read_ids
 from megatron_sep.files import read_json, versions
 from megatron_sep.generate.harness_tokenizer import transformers_tokenizer
 from megatron_sep.generate.session import Session, open_session
+from megatron_sep.weights.identity import WEIGHTS, weights_sum
 
 _VERSIONS = ("megatron_sep", "torch", "transformers", "lm_eval")
 
@@ -84,7 +85,7 @@ def evaluate(model: Path, asked: Asked, under: Under, out: Path | None = None) -
     parts = Parts(out, _question(model, known, asked, under, [*ids.values(), *([] if hay_N is None else [hay_N])]))
     if out is not None and parts.complete:
         return dict(read_json(out))
-    session = open_session(model, **vars(under))
+    session = open_session(known.place, **vars(under))
     results = describe(session)
     if reading is not None:
         results["texts"] = {str(path): perplexity(str(path), ids[path], session, reading, parts) for path in ids}
@@ -112,11 +113,12 @@ def describe(session: Session) -> dict[str, Any]:
 
 
 def _question(model: Path, known: Known, asked: Asked, under: Under, texts: list[Tensor]) -> dict[str, Any]:
-    """What results depend on, down to the content of texts, of the pattern's file and of the checkpoint's list."""
+    """What results depend on, down to the content of texts, of the pattern's file and of the weights."""
     pattern = None if under.attention is None else under.attention.read_text(encoding="utf-8")
     content = [hashlib.sha256(ids_N.numpy().tobytes()).hexdigest() for ids_N in texts]
     question = {"model": str(known.place), "tokenizer": str(known.tokenizer.path)} | asdict(asked) | asdict(under)
     question = {"named": str(model)} | question | {"pattern": pattern, "content": content}
+    question[WEIGHTS] = weights_sum(known.place)
     return {key: value for key, value in question.items() if value not in (None, (), [])}
 
 

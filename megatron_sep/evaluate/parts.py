@@ -8,12 +8,14 @@ from typing import Any
 
 from megatron_sep.evaluate.texts import EvaluationError
 from megatron_sep.files import read_json, remove, write_json
+from megatron_sep.weights.identity import WEIGHTS, short
 
 
 class Parts:
     """A folder ``OUT.parts`` with a file for each part that is done, and what was asked.
 
-    ``out`` None keeps nothing. Raises EvaluationError where the output, or the folder, answers another question.
+    ``out`` None keeps nothing. A question about one model has its sum under ``WEIGHTS``. Raises EvaluationError where
+    the output, or the folder, answers another question, or does not say of which weights it is the answer.
     """
 
     def __init__(self, out: Path | None, question: Mapping[str, Any]) -> None:
@@ -38,10 +40,20 @@ class Parts:
         found = _object(file).get("question")
         if not isinstance(found, dict):
             raise EvaluationError(f"--out {self._out}: {file} is no result of `eval`; name another file")
-        keys = sorted({*found, *self._question})
+        keys = sorted({*found, *self._question} - {WEIGHTS})
         other = [f"{key} {found.get(key)!r}" for key in keys if found.get(key) != self._question.get(key)]
         if other:
             raise EvaluationError(f"--out {self._out}: was asked with {', '.join(other)}; name another file")
+        if found.get(WEIGHTS) != self._question.get(WEIGHTS):
+            kept = file if file == self._out else self._folder
+            way_out = f"name another file, or remove {kept} to measure anew"
+            raise EvaluationError(f"--out {self._out}: {self._of_other_weights(found.get(WEIGHTS))}; {way_out}")
+
+    def _of_other_weights(self, measured: Any) -> str:
+        place, now = self._question.get("model"), self._question.get(WEIGHTS)
+        if measured is None:
+            return f"does not say which weights it was measured with, so that {place} may have learnt since"
+        return f"was measured with other weights, {short(measured)}, than now lie in {place}, {short(now)}"
 
     def take(self, name: str, make: Callable[[], Any]) -> Any:
         """The value of a part, as JSON gives it back: what was kept, or else what ``make`` gives, which is kept now."""

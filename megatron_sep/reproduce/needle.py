@@ -6,7 +6,8 @@ from typing import Any
 from megatron_sep.files import parse_json
 from megatron_sep.report.picture import pyplot
 from megatron_sep.reproduce.item import Inputs, Make, ReproduceError, Result, Row, Table
-from megatron_sep.reproduce.runs import Run, find_runs
+from megatron_sep.reproduce.runs import Run, check_weights, find_runs
+from megatron_sep.weights.identity import WEIGHTS
 
 FILE = "needle.json"
 MEASURE = f"megatron_sep eval RUN --needle TEXT --needle-keys 4 --out RUN/{FILE}"
@@ -17,16 +18,20 @@ Cells = Sequence[dict[str, float]]
 
 
 def cells_of(run: Run) -> Cells | None:
-    """What was measured of a run; None: nothing. Raises ReproduceError for a file of something else."""
+    """What was measured of a run; None: nothing. Raises ReproduceError for a file of something else, or of others of
+    its weights than the newest."""
     path = run.dir / FILE
     if not path.is_file():
         return None
     try:
-        cells: Cells = parse_json(path.read_text(encoding="utf-8"))["needle"]
+        found = parse_json(path.read_text(encoding="utf-8"))
+        cells: Cells = found["needle"]
+        weights = found.get("question", {}).get(WEIGHTS)
         for cell in cells:
             float(cell["length"]), float(cell["depth"]), float(cell["choice"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(f"{path}: is no file of `{MEASURE}`: {error!r}") from error
+    check_weights(path, weights, MEASURE)
     return cells
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from megatron_sep.files import parse_json
 from megatron_sep.reproduce.item import Inputs, Make, ReproduceError, Result, Row, Table
+from megatron_sep.reproduce.runs import check_weights
+from megatron_sep.weights.identity import WEIGHTS
 
 MEASURE = "python tools/compare_policies.py CHECKPOINT --books DIR --out DIR/policies.json"
 """What makes the files."""
@@ -26,14 +28,20 @@ class Measured:
 
 
 def read(folder: Path) -> dict[str, tuple[Measured, ...]]:
-    """By checkpoint, from every policies.json in the folder or below it. Raises ReproduceError."""
+    """By checkpoint, from every policies.json in the folder or below it. Raises ReproduceError.
+
+    One that lies in the dir of its own run is held against the weights of that run.
+    """
     found: dict[str, tuple[Measured, ...]] = {}
     for path in sorted(folder.rglob("policies.json")):
         try:
-            for entry in parse_json(path.read_text(encoding="utf-8")):
-                found[str(entry["checkpoint"])] = tuple(_measured(entry))
+            entries = parse_json(path.read_text(encoding="utf-8"))
+            found |= {str(entry["checkpoint"]): tuple(_measured(entry)) for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
             raise ReproduceError(f"{path}: is no file of tools/compare_policies.py: {error!r}") from error
+        for entry in entries:
+            if path.parent.name in Path(str(entry["checkpoint"])).parts:
+                check_weights(path, entry.get(WEIGHTS), MEASURE)
     if not found:
         raise ReproduceError(f"--runs {folder}: no policies.json in it or below it; `{MEASURE}` makes one")
     return found

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from megatron_sep.config import RunConfig
 from megatron_sep.config.size import ModelSize
 from megatron_sep.reproduce.item import TRAIN, ReproduceError
 from megatron_sep.train.written import METRICS, read_jsonl
-from megatron_sep.weights.sealed import Description, describe, finished_checkpoints
+from megatron_sep.weights.identity import short
+from megatron_sep.weights.sealed import Description, describe, finished_checkpoints, seal_of
 
 VANILLA = "Vanilla"
 _DEPTH = 3
@@ -104,6 +106,23 @@ def find_runs(folder: Path) -> list[Run]:
     if not found:
         raise ReproduceError(f"--runs {folder}: no run with a checkpoint in it or below it; {TRAIN} makes some")
     return found
+
+
+def check_weights(file: Path, weights: Any, measure: str) -> None:
+    """Raise ReproduceError where a file in a run's dir was measured with others than the newest weights of the run.
+
+    ``weights``: their sum, of ``weights_sum``. None is of a version that kept none: such a file is taken as it is, and
+    so is one in a dir without checkpoints. ``measure``: what makes the file.
+    """
+    checkpoints = finished_checkpoints(file.parent / "checkpoints")
+    if weights is None or not checkpoints:
+        return
+    now = seal_of(checkpoints[-1])
+    if weights != now:
+        raise ReproduceError(
+            f"{file}: was measured with other weights, {short(weights)}, than now lie in {checkpoints[-1]}, "
+            f"{short(now)}; remove it, and measure anew with `{measure}`"
+        )
 
 
 @dataclass(frozen=True)

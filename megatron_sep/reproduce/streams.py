@@ -24,6 +24,7 @@ from megatron_sep.parallel.device import current_device
 from megatron_sep.reproduce.attention_mass import separators_of, sources
 from megatron_sep.reproduce.cache_sizes import sep
 from megatron_sep.reproduce.item import Inputs, Make, ReproduceError, Result, Row, Table
+from megatron_sep.weights.identity import weights_sum
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 _OTHER = "another model and text"
@@ -140,11 +141,12 @@ def _manner(rows: int) -> str:
 
 
 def _tables(path: Path, name: str, streams: Sequence[Stream], inputs: Inputs, item: str) -> list[Table]:
-    loaded = load(path, current_device(), _dtype())
+    place = know(path).place
+    weights, loaded = weights_sum(place), load(place, current_device(), _dtype())
     ids_RT = side_by_side(read_tokens(inputs.text, loaded.tokenizer, inputs.tokens, item), inputs.streams)
     if loaded.model.device.type == "cuda":
         compile_layers(loaded.model)
-    found = _all(loaded, str(path), streams, ids_RT.to(loaded.model.device), inputs, item)
+    found = _all(loaded, str(path), weights, streams, ids_RT.to(loaded.model.device), inputs, item)
     tables = []
     for i, quarter in enumerate(QUARTERS):
         rows = tuple(Row(s.name, m.perplexities[i], s.papers[i], _OTHER if s.papers[i] else "") for s, m in found)
@@ -155,11 +157,11 @@ def _tables(path: Path, name: str, streams: Sequence[Stream], inputs: Inputs, it
 
 
 def _all(
-    loaded: Loaded, path: str, streams: Sequence[Stream], ids_RT: Tensor, inputs: Inputs, item: str
+    loaded: Loaded, path: str, weights: str, streams: Sequence[Stream], ids_RT: Tensor, inputs: Inputs, item: str
 ) -> list[tuple[Stream, Measured]]:
     """Every stream, each kept as soon as it is done: a killed call goes on with them."""
     text = hashlib.sha256(ids_RT.cpu().numpy().tobytes()).hexdigest()
-    which = f"{_weights(know(Path(path)).place)}, {text}, {len(ids_RT)} side by side, {loaded.model.dtype}"
+    which = f"{weights}, {text}, {len(ids_RT)} side by side, {loaded.model.dtype}"
     parts = Parts(None if inputs.out is None else inputs.out / item, {"item": item})
     progress, found = Progress(f"{item} of {path}", len(streams)), []
     for number, stream in enumerate(streams, 1):
@@ -172,12 +174,6 @@ def _kept(parts: Parts, which: str, loaded: Loaded, stream: Stream, ids_RT: Tens
     policy = stream.of(separators_of(loaded))
     value = parts.take(f"{which}, {policy}", lambda: asdict(measure(loaded.model, policy, ids_RT)))
     return Measured(**value | {"perplexities": tuple(value["perplexities"])})
-
-
-def _weights(place: Path) -> list[tuple[str, int, int]]:
-    """What other weights at the same place would change: names, sizes and times of its files."""
-    files = ((path.name, path.stat()) for path in sorted(place.iterdir()))
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
 
 
 def _strm(capacity: int, *papers: float, sinks: int = 4) -> Stream:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from megatron_sep.files import parse_json
 from megatron_sep.reproduce.item import ReproduceError, Row, Table
-from megatron_sep.reproduce.runs import Run
+from megatron_sep.reproduce.runs import Run, check_weights
+from megatron_sep.weights.identity import WEIGHTS
 
 FILE = "tasks.json"
 MEASURE = f"megatron_sep eval RUN --tasks NAMES --task-dir configs/reproduce/tasks --out RUN/{FILE}"
@@ -53,19 +54,23 @@ def tables_of(runs: Sequence[Run], other_seeds: Sequence[Run] = ()) -> tuple[Tab
 
 
 def metrics_of(run: Run) -> Measured | None:
-    """What was measured of a run; None: nothing. Raises ReproduceError for a file of something else."""
+    """What was measured of a run; None: nothing. Raises ReproduceError for a file of something else, or of others of
+    its weights than the newest."""
     path = run.dir / FILE
     if not path.is_file():
         return None
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))["tasks"].values()
-        return {
+        found = parse_json(path.read_text(encoding="utf-8"))
+        weights = found.get("question", {}).get(WEIGHTS)
+        metrics = {
             task.removesuffix(_LOCAL): {metric: float(value) for metric, value in values.items()}
-            for each in found
+            for each in found["tasks"].values()
             for task, values in each["metrics"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(f"{path}: is no file of `{MEASURE}`: {error!r}") from error
+    check_weights(path, weights, MEASURE)
+    return metrics
 
 
 def _row(name: str, run: Run, metrics: dict[str, float], metric: str, column: str) -> Row:

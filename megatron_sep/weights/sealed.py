@@ -154,6 +154,19 @@ def is_checkpoint(path: Path) -> bool:
     return (path / _MANIFEST).is_file()
 
 
+def seal_of(path: Path) -> str:
+    """The sum of a checkpoint's manifest, which lists the sum of every file; nothing is verified.
+
+    Raises CheckpointError where it has none.
+    """
+    try:
+        return (path / _SEAL).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path / _SEAL}: cannot be read: {error}; bring it back, or save the model anew"
+        ) from error
+
+
 def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:

@@ -1,6 +1,8 @@
 """`eval` as a user calls it: output, what is kept of a killed one, and mistakes before weights are read."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from megatron_sep.cli import app
+from megatron_sep.config import RunConfig
 from megatron_sep.evaluate import evaluation, perplexities
 from megatron_sep.evaluate.evaluation import Asked, Under, evaluate
 from megatron_sep.evaluate.needle import Haystack
 from megatron_sep.evaluate.texts import EvaluationError
+from megatron_sep.files import read_json, write_json
+from megatron_sep.parallel.groups import topology
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,87 @@ def test_a_killed_evaluation_goes_on(
     assert evaluate(model_dir, asked, Under(), out) == whole
     assert measured == [0, 2, 4, 6, *range(6, measured[-1] + 1, 2)]
     assert json.loads(out.read_text())["texts"] == whole["texts"]
+
+
+def other_weights(model_dir: Path) -> None:
+    """The same model with a weight that is not the same: no name, no shape and no size changes."""
+    from safetensors.torch import load_file, save_file
+
+    file = model_dir / "model.safetensors"
+    weights = load_file(file)
+    weights["embed_out.weight"].neg_()
+    size = file.stat().st_size
+    save_file(weights, file, {"format": "pt"})
+    assert file.stat().st_size == size
+
+
+def test_a_result_of_other_weights_is_no_answer(model_dir: Path, text: Path, tmp_path: Path) -> None:
+    """Weights that changed in place are named with the way out, and measured once the old result is gone."""
+    model, out, asked = tmp_path / "model", tmp_path / "out.json", Asked((text,), length=32)
+    shutil.copytree(model_dir, model)
+    before = evaluate(model, asked, Under(), out)
+    other_weights(model)
+    with pytest.raises(
+        EvaluationError, match=rf"with other weights, \w{{12}}, than now lie in {model}.* remove {out} "
+    ):
+        evaluate(model, asked, Under(), out)
+    with pytest.raises(EvaluationError, match=r"was asked with length 32; name another file"):
+        evaluate(model, Asked((text,), length=16), Under(), out)
+    out.unlink()
+    assert evaluate(model, asked, Under(), out)["texts"][str(text)]["loss"] != before["texts"][str(text)]["loss"]
+
+
+def test_parts_of_other_weights_are_not_gone_on_from(
+    model_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that was killed before the weights changed: nothing of it comes into the new one."""
+    model, out = tmp_path / "model", tmp_path / "out.json"
+    asked = Asked((text,), length=32, needle=text, haystack=Haystack((90,), (0.0,), samples=1))
+    shutil.copytree(model_dir, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "cell", None)  # calling it is a TypeError, when the windows are done
+        with pytest.raises(TypeError):
+            evaluate(model, asked, Under(), out)
+    other_weights(model)
+    with pytest.raises(EvaluationError, match=rf"other weights.* remove {out}.parts to measure anew"):
+        evaluate(model, asked, Under(), out)
+    shutil.rmtree(f"{out}.parts")
+    found = evaluate(model, asked, Under(), out)
+    assert found == evaluate(model, asked, Under())
+
+
+def test_a_result_that_names_no_weights_is_no_answer(model_dir: Path, text: Path, tmp_path: Path) -> None:
+    """What an older version kept, complete or in parts, may be of other weights: it says so, and nothing is lost."""
+    out, asked = tmp_path / "out.json", Asked((text,), length=32)
+    evaluate(model_dir, asked, Under(), out)
+    kept = read_json(out)
+    del kept["question"]["weights"]
+    for file, way_out in ((out, out), (tmp_path / "out.json.parts" / "question.json", f"{out}.parts")):
+        write_json(file, kept)
+        with pytest.raises(EvaluationError, match=rf"does not say which weights .*{model_dir}.* remove {way_out} to"):
+            evaluate(model_dir, asked, Under(), out)
+        assert read_json(file) == kept
+        file.unlink()
+
+
+@pytest.mark.usefixtures("single_process")
+def test_a_run_that_was_trained_anew_is_measured_anew(
+    tiny: Callable[..., RunConfig], text: Path, tmp_path: Path
+) -> None:
+    """The same dir and the same step, other weights: the result of the first is refused for the second."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    out, asked = tmp_path / "out.json", Asked((text,), tokens=100, length=32)
+    for seed in (1, 2):
+        config = tiny(train={"steps": 1, "eval_every": 0, "seed": seed}, optimizer={"warmup": 0})
+        train(build_run(config, topology()))
+        if seed == 1:
+            found = evaluate(config.dir, asked, Under(), out)
+            assert evaluate(config.dir, asked, Under(), out)["texts"] == found["texts"]
+            shutil.rmtree(config.dir)
+    with pytest.raises(EvaluationError, match=r"with other weights, \w{12}, than now lie in .*run/checkpoints/step-0"):
+        evaluate(config.dir, asked, Under(), out)
 
 
 def test_mistakes_cost_no_weights(model_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

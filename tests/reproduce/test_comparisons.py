@@ -14,6 +14,7 @@ from megatron_sep.reproduce.items import ITEMS, chosen, listing
 from megatron_sep.reproduce.needle import heat_maps
 from megatron_sep.reproduce.policies import compared
 from megatron_sep.reproduce.runs import comparison, find_runs
+from megatron_sep.weights.identity import weights_sum
 
 FULL = {"window": None}
 SEP = {"window": 64, "sinks": 3, "separators": "default"}
@@ -162,6 +163,26 @@ def test_tasks_of_runs(folder: Path) -> None:
     (folder / "a" / "tasks.json").write_text('{"tasks": {"y": 1}}')
     with pytest.raises(ReproduceError, match=r"a/tasks.json: is no file of `megatron_sep eval"):
         losses.table2(Inputs(folder))
+
+
+@pytest.mark.parametrize("name", ["needle", "tasks", "policies"])
+def test_a_result_of_other_weights_is_refused(folder: Path, name: str) -> None:
+    """What lies in a run's dir is of its newest weights, or names none, as older versions left it."""
+    row = {"number": "1", "share": 0.25, "loss": 3.0, "perplexity": 20.0, "above_full": 0.3, "error": 0.01}
+    cell, metrics = {"length": 512, "depth": 0.0, "choice": 1.0}, {"arc_easy": {"acc": 0.25}}
+    kept = {"needle": [cell], "tasks": {"x": {"metrics": metrics}}}
+    make = {"needle": heat_maps("figure9", "SepLLM n=64"), "tasks": losses.table2, "policies": compared("H2O")}[name]
+
+    def left(**weights: str) -> Result:
+        entry = {"checkpoint": str(folder / "b"), "full": row, "H2O": row} | weights
+        value = [entry] if name == "policies" else {name: kept[name], "question": {"every": 1000} | weights}
+        (folder / "b" / f"{name}.json").write_text(json.dumps(value))
+        return make(Inputs(folder))
+
+    now = weights_sum(folder / "b" / "checkpoints" / "step-00000400")
+    assert left(weights=now).tables == left().tables
+    with pytest.raises(ReproduceError, match=rf"b/{name}.json: was measured with other weights, 0000.* remove it, and"):
+        left(weights="0" * 64)
 
 
 def test_seeds_are_beside_the_first(folder: Path) -> None:

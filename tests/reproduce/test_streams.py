@@ -1,6 +1,7 @@
 """Streams through a small model: what a table says is what the model does under that cache."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,25 @@ def test_a_killed_table_goes_on(run: Path, text: Path, tmp_path: Path, monkeypat
     streamed(rows, "table6")(inputs)
     streamed(rows, "table6")(replace(inputs, streams=2))
     assert len(measured) == 7
+
+
+def test_a_stream_of_other_weights_is_measured_anew(
+    run: Path, text: Path, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was trained anew in its dir: its streams are measured, those of the first are no answer."""
+    from megatron_sep.train.loop import train
+    from megatron_sep.train.run import build_run
+
+    measured = []
+    monkeypatch.setattr(streams, "measure", lambda *_: measured.append(1) or Measured((1.0,) * 4, 5.0, 6.0))
+    inputs = Inputs(checkpoints=(run,), text=text, tokens=100, out=tmp_path)
+    for expected in (1, 1):
+        streamed([Stream("StrmLLM", TABLE_8[0].policy)], "table6")(inputs)
+        assert len(measured) == expected
+    shutil.rmtree(run)
+    train(build_run(tiny(train={"steps": 1, "eval_every": 0, "seed": 2}, optimizer={"warmup": 0}), topology()))
+    streamed([Stream("StrmLLM", TABLE_8[0].policy)], "table6")(inputs)
+    assert len(measured) == 2
 
 
 def test_ablation_of_positions_and_first_tokens() -> None:

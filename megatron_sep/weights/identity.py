@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ _LOADED = (
 )
 """Files of a Hugging Face directory that a loaded model depends on; what is written beside them changes nothing."""
 _WHOLE = 2**30
-"""Bytes of the largest file that is read whole, in about a second."""
+"""Bytes of a directory that are read, in about a second: its smallest files."""
 _PIECES, _PIECE = 64, 16 * 2**10
-"""Of a larger file: how many pieces are read, and how many bytes each has."""
+"""Of a file beyond those: how many pieces are read, and how many bytes each has."""
 
 
 def weights_sum(place: Path) -> str:
@@ -29,19 +30,21 @@ def weights_sum(place: Path) -> str:
 
     Of a checkpoint it is the seal, thus the content of every file and all settings; whether the files fit it is for
     who opens the checkpoint. Of a Hugging Face directory it is made of the files that loading reads, tokenizer and
-    settings too: a file up to 1 GiB counts with its content and nothing else. Of a larger one, so that 100 GB cost no
-    more than one file, count size, time of change and 64 pieces of 16 KiB, its begin and end among them. So a copy of
-    large files with times of its own counts as other weights, though it is none; and what is not noticed is a large
-    file that was changed between the pieces alone, and put back under its old time.
+    settings too. The smallest of them, up to 1 GiB together, count with their content and nothing else; of one beyond,
+    so that 100 GB cost no more than 1, count size, time of change and 64 pieces of 16 KiB, its begin and end among
+    them. So a copy of so large a directory with times of its own counts as other weights, though it has none; and what
+    is not noticed is a file beyond that was changed between the pieces alone, and put back under its old time.
 
     Raises SourceError where no such file is there, OSError.
     """
     if is_checkpoint(place):
         return seal_of(place)
-    files = sorted(path for path in place.iterdir() if path.is_file() and _is_loaded(path))
-    if not files:
+    loaded = (path for path in place.iterdir() if path.is_file() and _is_loaded(path))
+    sizes = sorted((path.stat().st_size, path.name) for path in loaded)
+    if not sizes:
         raise SourceError(f"{place}: has no manifest.json, and none of {', '.join(_LOADED)}; name a model's directory")
-    records = [(path.name, _content(path)) for path in files]
+    ends = accumulate(size for size, _ in sizes)
+    records = [(name, _content(place / name, end <= _WHOLE)) for (_, name), end in zip(sizes, ends, strict=True)]
     return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
@@ -54,11 +57,10 @@ def _is_loaded(path: Path) -> bool:
     return any(fnmatch(path.name, pattern) for pattern in _LOADED)
 
 
-def _content(path: Path) -> Any:
-    status = path.stat()
-    if status.st_size <= _WHOLE:
+def _content(path: Path, whole: bool) -> Any:
+    if whole:
         return sha256(path)
-    pieces = hashlib.sha256()
+    status, pieces = path.stat(), hashlib.sha256()
     for piece in _pieces(path, status.st_size):
         pieces.update(piece)
     return status.st_size, status.st_mtime_ns, pieces.hexdigest()
@@ -67,5 +69,5 @@ def _content(path: Path) -> Any:
 def _pieces(path: Path, size: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         for number in range(_PIECES):
-            file.seek(number * (size - _PIECE) // (_PIECES - 1))
+            file.seek(number * max(0, size - _PIECE) // (_PIECES - 1))
             yield file.read(_PIECE)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,15 +53,20 @@ def test_the_script_knows_every_run(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_reports_are_made_of_every_item(tmp_path: Path) -> None:
-    """Each item that is made here is asked for, with options that the program takes; what is done is not done again."""
-    path, said = tmp_path / "bin", tmp_path / "said.txt"
-    for folder in (path, tmp_path / "books", tmp_path / "tasks", tmp_path / "runs" / "reproduce"):
-        folder.mkdir(parents=True)
-    (tmp_path / "books" / "1.txt").write_text("A book.")
+def without_python(folder: Path) -> tuple[dict[str, str], Path]:
+    """A folder to measure in, an environment where Python only writes down what it is called with, and where to."""
+    path, said = folder / "bin", folder / "said.txt"
+    for each in (path, folder / "books", folder / "tasks", folder / "runs" / "reproduce"):
+        each.mkdir(parents=True)
+    (folder / "books" / "1.txt").write_text("A book.")
     (path / "python").write_text(WRITES_DOWN)
     (path / "python").chmod(0o755)
-    surroundings = {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "SAID": str(said)}
+    return {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "SAID": str(said)}, said
+
+
+def test_reports_are_made_of_every_item(tmp_path: Path) -> None:
+    """Each item that is made here is asked for, with options that the program takes; what is done is not done again."""
+    surroundings, said = without_python(tmp_path)
     done = called(tmp_path, "books tasks", REPORTS, **surroundings)
     assert done.returncode == 0, done.stderr
     calls = [line.split("\t")[:-1] for line in said.read_text().splitlines()]
@@ -74,6 +80,59 @@ def test_reports_are_made_of_every_item(tmp_path: Path) -> None:
     assert "table4: is done\nmaps: is done\n" in again.stdout
     assert "JOBS: other: no such measurement" in again.stderr
     assert len(said.read_text().splitlines()) == len(calls)
+
+
+def test_other_weights_are_measured_anew(tmp_path: Path) -> None:
+    """Of a run with another newest checkpoint; nothing else does that, and what was kept of the older is set aside."""
+    surroundings, said = without_python(tmp_path)
+    runs = tmp_path / "runs" / "reproduce"
+    needle, tasks = runs / "vanilla" / "needle.json", runs / "sep-n64" / "tasks.json"
+
+    def save(run: str, step: int, seal: str) -> None:
+        checkpoint = runs / run / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "manifest.sha256").write_text(seal * 64)
+
+    def measured() -> list[str]:
+        said.write_text("")
+        done = called(
+            tmp_path,
+            "books tasks",
+            REPORTS,
+            JOBS="needle-vanilla tasks-sep-n64 policies-vanilla table6",
+            **surroundings,
+        )
+        assert done.returncode == 0, done.stderr
+        jobs = {"needle.json": "needle", "tasks.json": "tasks", "policies.json": "policies", "8": "table6"}
+        return sorted(jobs[Path(line.split("\t")[-2]).name] for line in said.read_text().splitlines())
+
+    save("vanilla", 4, "0")
+    save("vanilla", 8, "a")
+    save("sep-n64", 8, "b")
+    every = ["needle", "policies", "table6", "tasks"]
+    needle.write_text('{"question": {}}')  # of a version that kept no weights
+    parts = tasks.with_name("tasks.json.parts")
+    parts.mkdir()
+    (parts / "question.json").write_text("b" * 64)  # of a call that was killed
+    assert measured() == every
+    assert needle.with_name("needle.json.older").read_text() == '{"question": {}}'
+    assert parts.is_dir()
+    for file, seal in ((needle, "a"), (tasks, "b")):
+        file.write_text(seal * 64)
+    (runs / "vanilla" / "metrics.jsonl").write_text("")
+    shutil.rmtree(runs / "vanilla" / "checkpoints" / "step-00000004")
+    save("vanilla", 12, "c")
+    (runs / "vanilla" / "checkpoints" / "step-00000012").rename(
+        runs / "vanilla" / "checkpoints" / "step-00000012.partial"
+    )
+    assert measured() == []
+    save("vanilla", 8, "d")
+    assert measured() == ["needle", "policies", "table6"]
+    assert needle.with_name("needle.json.older").read_text() == "a" * 64
+    assert not needle.exists()
+    assert tasks.exists()
+    save("sep-n64", 12, "e")
+    assert measured() == ["table6", "tasks"]
 
 
 @pytest.mark.skipif(not full_run(), reason="trains three runs, a minute; run with --full")

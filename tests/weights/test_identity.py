@@ -73,9 +73,15 @@ def test_what_loading_does_not_read_changes_nothing(directory: Path) -> None:
     assert weights_sum(copy) == before
 
 
-def test_a_large_file_counts_by_pieces_and_time(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin, end and pieces between them, size, time of change; a byte between the pieces alone is not noticed."""
-    monkeypatch.setattr(identity, "_WHOLE", 999)
+def test_a_large_directory_counts_by_pieces_and_times(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin, end and pieces between them, size, time of change; a byte between the pieces alone is not noticed.
+
+    The smallest files count with their content still.
+    """
+    whole = weights_sum(directory)
+    monkeypatch.setattr(identity, "_WHOLE", 1006)  # 1,000 bytes and three times two
+    assert weights_sum(directory) == whole
+    monkeypatch.setattr(identity, "_WHOLE", 1005)
     monkeypatch.setattr(identity, "_PIECES", 4)
     monkeypatch.setattr(identity, "_PIECE", 10)
     weights = directory / "model.safetensors"
@@ -87,6 +93,10 @@ def test_a_large_file_counts_by_pieces_and_time(directory: Path, monkeypatch: py
     for at in (10, 329, 340, 989):
         change(weights, at)
         assert weights_sum(directory) == before
+    change(directory / "tokenizer.json", 1)
+    assert weights_sum(directory) != before
+    change(directory / "tokenizer.json", 1)
+    assert weights_sum(directory) == before
     old = weights.stat().st_mtime_ns
     os.utime(weights, ns=(old, old + 1))
     assert weights_sum(directory) != before

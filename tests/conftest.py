@@ -43,6 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make gpu` on a machine with one"))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: megatron-core collects at each save, and would walk through all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Several processes of tests share a GPU: none keeps memory for its next test."""
     if "gpu" in item.keywords and torch.cuda.is_available():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import forked
 from support.cases import load_profile
 from support.order import place
 
@@ -49,7 +50,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Before the first test, in each process that has any."""
+    if getattr(session, "items", ()):
+        forked.begin()
+
+
 def pytest_sessionfinish() -> None:
+    forked.end()
     gc.unfreeze()
 
 

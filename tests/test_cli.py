@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from support import forked
 from typer.testing import CliRunner
 
 from megatron_sep.cli import app
@@ -34,6 +36,11 @@ def here(*words: object) -> subprocess.CompletedProcess[str]:
     """The same in this process, which has long loaded torch; not for verbs that join a job or start processes."""
     done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+def fork(folder: Path) -> Call:
+    """The same in a process of its own, without the seconds of its imports; for whatever starts no others."""
+    return lambda *words: forked.run("-m", "megatron_sep", *words, folder=folder)
 
 
 def refused(*words: object, by: Call = here) -> str:
@@ -84,7 +91,7 @@ def test_show_says_what_training_still_needs(tmp_path: Path) -> None:
         "{num-layers: 2, hidden-size: 64, num-attention-heads: 4, seq-length: 32, pos-emb: rotary, "
         "separator_token_ids: [15], prefill_local_window_size: 8}"
     )
-    shown = call("show", path)
+    shown = here("show", path)
     assert shown.returncode == 0, shown.stderr
     assert (
         "# 100,096 parameters without the embeddings; ids of separators and the vocabulary are not kn" in shown.stdout
@@ -95,17 +102,17 @@ def test_show_says_what_training_still_needs(tmp_path: Path) -> None:
     assert "data.path (GPT-NeoX's data_path), tokenizer.path (GPT-NeoX's vocab_file)" in needed
     assert "# rotary_pct: left out, which means 1.0; becomes model.rotary_fraction" in shown.stdout
     assert "none" not in yaml.safe_load(shown.stdout)["tokenizer"].values()
-    assert "train.steps: is needed" in call("train", path, "data.path=x", "tokenizer.path=x").stderr
+    assert "train.steps: is needed" in here("train", path, "data.path=x", "tokenizer.path=x").stderr
 
 
 def test_train_generate_and_plot(run_yaml: Path, tmp_path: Path) -> None:
     """A run from the command line leaves a checkpoint that generates the same text twice, and a picture."""
     run = tmp_path / "run"
-    trained = call("train", run_yaml)
+    trained = fork(tmp_path)("train", run_yaml)
     assert trained.returncode == 0, trained.stderr
     assert "step 8/8  validation loss" in trained.stdout
     assert trained.stdout.count("of the separating characters stand in a token that is none") == 1
-    texts = [by("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for by in (call, here)]
+    texts = [by("generate", run, "--prompt", "alpha is", "--max-tokens", "6") for by in (fork(tmp_path), here)]
     assert texts[0].returncode == 0, texts[0].stderr
     assert texts[0].stdout.startswith("alpha is")
     assert len(texts[0].stdout) > len("alpha is\n")
@@ -144,11 +151,11 @@ def test_numbers_that_nothing_can_be_done_with_are_refused(run_yaml: Path, setti
 
 def test_train_refuses_what_would_fail_later(run_yaml: Path, tmp_path: Path) -> None:
     """A backend without a backward pass, and a dir that no checkpoint can be written to, before any step."""
-    message = refused("train", run_yaml, "attention.backend=flex", by=call)
+    message = refused("train", run_yaml, "attention.backend=flex", by=fork(tmp_path))
     assert "flex" in message
     assert "backward" in message
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["lock"]
-    assert f"{tmp_path}/file" in refused("train", run_yaml, f"dir={tmp_path}/file/run", by=call)
+    assert f"{tmp_path}/file" in refused("train", run_yaml, f"dir={tmp_path}/file/run", by=fork(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["file/out", "file/deep/out", "/proc/none/out"])
@@ -213,15 +220,17 @@ def test_generate_refuses_options_before_it_reads_a_model(words: list[str], mess
     assert message in refused("generate", "no-such-model", *words)
 
 
-def test_an_interrupt_is_one_line(run_yaml: Path) -> None:
+def test_an_interrupt_is_one_line(run_yaml: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of training: exit code 130."""
-    words = [*INTERRUPTIBLE, *PROGRAM, "train", str(run_yaml), "train.steps=1000000", "train.eval_every=0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        assert any("step 1/1000000" in line for line in running.stdout)
-        running.send_signal(signal.SIGINT)
-        errors = running.communicate(timeout=60)[1]
-    assert running.returncode == 130, errors
+    words = ["-m", "megatron_sep", "train", run_yaml, "train.steps=1000000", "train.eval_every=0"]
+    said = tmp_path / "said"
+    running = forked.start(*words, out=tmp_path / "out", err=said)
+    while "step 1/1000000" not in (tmp_path / "out").read_text():
+        assert running.poll() is None, said.read_text()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    code, errors = running.wait(timeout=60), said.read_text()
+    assert code == 130, errors
     assert re.match(r"interrupted after step \d+ of 1000000; the same command goes on from ", errors.splitlines()[-1])
     assert "Traceback" not in errors
 

@@ -21,9 +21,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep what failed there; default: a temporary folder")
     asked = parser.parse_args()
     began = time.monotonic()
+    from support.forked import import_everything
+
     from faults.page import update, update_rows
     from faults.processes import train_pair
-    from faults.report import import_everything, record, said
+    from faults.report import record, said
     from faults.server import run_trials
     from faults.table import FAULTS
     from faults.world import make_world

@@ -1,6 +1,5 @@
 """What a run of the faults found, as JSON and as the table of docs/reliability.md."""
 
-import gc
 import os
 import platform
 from collections.abc import Sequence
@@ -43,26 +42,6 @@ class Record:
     """Of all processes together."""
     import_seconds: float
     """Spent once before the first trial; times to detect and recover do not hold them."""
-
-
-def import_everything() -> None:
-    """What a verb would import, once for all trials: they are forks of this process.
-
-    What is there then is none of their garbage collectors' business: megatron-core collects at each save, which would
-    walk through, and copy, all that was imported.
-    """
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false"}
-    import torch
-    from megatron.core import dist_checkpointing  # noqa: F401
-
-    import megatron_sep.generate.session
-    import megatron_sep.train.loop
-    import megatron_sep.train.run_lock
-    import megatron_sep.weights.open_source  # noqa: F401
-
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
 
 
 def record(

@@ -1,20 +1,15 @@
 """The verbs of the command line in forked processes: as `python -m megatron_sep` runs them, with the imports done."""
 
-import ctypes
-import multiprocessing.util
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-NOTHING: Mapping[str, str] = MappingProxyType({})
+from support.forked import NOTHING, become
 
 
 @dataclass(frozen=True)
@@ -83,33 +78,13 @@ def call(log: Path, *words: object, before: Callable[[], None] | None = None) ->
 
 def _become(words: list[str], log: Path, before: Callable[[], None] | None, env: Mapping[str, str]) -> None:
     """Turn this forked process into a verb; does not return."""
-    code = 70
-    try:
-        os.setsid()
-        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
-        os.environ.update(env)
+
+    def act() -> None:
+        from megatron_sep.cli import main
+
         if before is not None:
             before()
-        code = _run(words)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(BaseException):
-            multiprocessing.util._exit_function()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _run(words: list[str]) -> int:
-    from megatron_sep.cli import main
-
-    sys.argv = ["megatron_sep", *words]
-    try:
+        sys.argv = ["megatron_sep", *words]
         main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+
+    become(act, log, log, env)

@@ -1,14 +1,12 @@
 """A model split over two tensor-parallel processes computes what transformers computes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from model.test_positions import KINDS, drawn_ids, rules_of, small
+from support.forked import run_job
 from support.models import FUSED, FUSED_SEQUENCE, MODELS, VOCAB
 
 from megatron_sep.model.build import build_model
@@ -19,14 +17,7 @@ from megatron_sep.parallel.groups import topology
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two processes found."""
     out = tmp_path_factory.mktemp("two") / "differences.json"
-    script = str(Path(__file__).with_name("parity_two_processes.py"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    subprocess.run(
-        [*torchrun, script, str(out)],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    run_job(2, Path(__file__).with_name("parity_two_processes.py"), out, folder=out.parent)
     return out
 
 

@@ -1,9 +1,6 @@
 """A checkpoint of one layout and engine is taken up by any other: every tensor of it, and the run goes on."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 from parallel.resharding import MORE, STEPS, turn
 from support.cases import full_run
+from support.forked import run_job
 from support.saved import saved_tensors
 from torch import Tensor
 
@@ -92,12 +90,9 @@ def start(folder: Path, ranks: int, names: Iterable[str]) -> None:
         for name in mine:
             turn(folder, folder / "run.yaml", name, words[name], set_layout(ParallelConfig(), 1234))
     elif mine:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
-        script = str(Path(__file__).with_name("resharding.py"))
         arguments = [word for name in mine for word in ("--", name, *words[name])]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [*torchrun, script, str(folder), str(folder / "run.yaml"), *arguments[1:]]
-        subprocess.run(command, check=True, timeout=1200, env=environment)
+        script = Path(__file__).with_name("resharding.py")
+        run_job(ranks, script, folder, folder / "run.yaml", *arguments[1:], folder=folder, timeout=1200)
 
 
 def content(run: Path) -> tuple[dict[str, Tensor], float]:

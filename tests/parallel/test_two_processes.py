@@ -1,13 +1,11 @@
 """Two processes train the model that one process trains, whatever is split between them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from support.forked import run_job
 from support.saved import newest_tensors
 
 from megatron_sep.config import RunConfig, load_config, to_yaml
@@ -61,14 +59,8 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
         train_here(folder, "muon, one", *MUON)
         starts = {name: [*LAYOUTS[layout], *start(folder, source)] for name, (layout, source) in STARTS.items()}
         words = [word for name, overrides in (LAYOUTS | MUONS | starts).items() for word in ("--", name, *overrides)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        script = str(Path(__file__).with_name("train_layouts.py"))
-        subprocess.run(
-            [*torchrun, script, str(folder), str(folder / "run.yaml"), *words[1:]],
-            check=True,
-            timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        script = Path(__file__).with_name("train_layouts.py")
+        run_job(2, script, folder, folder / "run.yaml", *words[1:], folder=folder)
     return folder
 
 

@@ -1,9 +1,6 @@
 """A run that was killed goes on as if nothing had happened, bit for bit."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import forked
 from support.saved import newest_tensors
 
 from megatron_sep.config import RunConfig, to_yaml
@@ -27,12 +25,9 @@ def train_here(config: RunConfig) -> None:
     train(build_run(config, topology()))
 
 
-def start(config: RunConfig, path: Path) -> subprocess.Popen[bytes]:
+def start(config: RunConfig, path: Path) -> forked.Process:
     path.write_text(to_yaml(config))
-    return subprocess.Popen([sys.executable, "-m", "megatron_sep", "train", str(path)], env={**os.environ, **THREADS})
-
-
-THREADS = {"OMP_NUM_THREADS": "1"}  # the order of a sum depends on the number of threads
+    return forked.start("-m", "megatron_sep", "train", path, out=path.with_suffix(".log"))
 
 
 def numbers(run_dir: Path) -> list[dict[str, float]]:

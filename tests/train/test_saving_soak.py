@@ -1,13 +1,11 @@
 """Saving beside the steps, again and again, takes no more memory, threads or files than the first time."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from support.cases import full_run
+from support.forked import run
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.weights.sealed import finished_checkpoints
@@ -21,13 +19,9 @@ def test_memory_stays_flat_over_many_saves(tiny: Callable[..., RunConfig], tmp_p
     config = tiny(train={"eval_every": 0}, checkpoint={"keep": 2}, metrics={"every": 50})
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     out = tmp_path / "memory.json"
-    script = str(Path(__file__).with_name("saving_soak.py"))
-    subprocess.run(
-        [sys.executable, script, str(tmp_path / "run.yaml"), str(STEPS), str(out)],
-        check=True,
-        timeout=3600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    script = Path(__file__).with_name("saving_soak.py")
+    ended = run(script, tmp_path / "run.yaml", STEPS, out, folder=tmp_path, timeout=3600)
+    assert ended.returncode == 0, ended.stderr
     found = json.loads(out.read_text())
     assert len(found["bytes"]) == 10
     half, end = found["bytes"][4], found["bytes"][-1]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import forked
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.errors import InterruptedRunError, StoppedError
@@ -152,12 +153,12 @@ def test_the_command_exits_with_75_and_its_last_checkpoint_is_whole(
     config = tiny(train={"steps": 100_000, "eval_every": 0}, checkpoint={"every": 100_000, "keep": 1})
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(config))
-    run = subprocess.Popen([sys.executable, "-m", "megatron_sep", "train", str(path)], stderr=subprocess.PIPE)
+    said = tmp_path / "said"
+    run = forked.start("-m", "megatron_sep", "train", path, out=tmp_path / "out", err=said)
     while not read_jsonl(config.dir / "metrics.jsonl") and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=120)
-    assert run.returncode == 75
-    (line,) = [line for line in said.decode().splitlines() if "saved and stopped" in line]
+    assert run.wait(timeout=120) == 75
+    (line,) = [line for line in said.read_text().splitlines() if "saved and stopped" in line]
     (name,) = steps_saved(config)
     assert line.startswith(f"step {int(name.removeprefix('step-'))} of 100000: SIGTERM: saved and stopped")

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 from support.cases import full_run
+from support.forked import run_job
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.train.written import read_history, read_jsonl
@@ -37,14 +38,7 @@ def runs(folder: Path, tiny: Callable[..., RunConfig]) -> Path:
             "parallel": {"tensor": 2},  # both have something to write
         }
         (folder / "run.yaml").write_text(to_yaml(tiny(**sections)))
-        script = str(Path(__file__).with_name("two_ranks.py"))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        subprocess.run(
-            [*torchrun, script, str(folder), str(folder / "run.yaml")],
-            check=True,
-            timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        run_job(2, Path(__file__).with_name("two_ranks.py"), folder, folder / "run.yaml", folder=folder)
     return folder
 
 

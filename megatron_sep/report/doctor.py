@@ -4,7 +4,7 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def _machine() -> Iterator[str]:
 
 
 def _packages() -> Iterator[str]:
+    made_by = metadata.packages_distributions()  # reads the list of files of all that is installed
     for name, (module, source) in PACKAGES.items():
         try:
             importlib.import_module(module)
@@ -87,12 +88,12 @@ def _packages() -> Iterator[str]:
         except Exception as error:  # a broken installation fails in its own ways
             yield f"{name}: is installed and cannot be imported ({error!r}); {source}"
         else:
-            yield f"{name}: {_version(module)}"
+            yield f"{name}: {_version(module, made_by)}"
 
 
-def _version(module: str) -> str:
+def _version(module: str, made_by: Mapping[str, list[str]]) -> str:
     top = module.partition(".")[0]
-    names = metadata.packages_distributions().get(top, [top]) if top != "megatron" else ["megatron-core"]
+    names = made_by.get(top, [top]) if top != "megatron" else ["megatron-core"]
     try:
         return metadata.version(names[0])
     except metadata.PackageNotFoundError:

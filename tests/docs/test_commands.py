@@ -1,15 +1,13 @@
 """Every command on a page is one that there is, by what would read it: verbs, options, settings, tools, scripts."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.command_lines import EXTRAS, NoCommandError, check, check_run, check_text, of_tools, parts
+from support.forked import run
 from support.pages import PAGES, ROOT, blocks, commands, own_files, write_own_files
 
 INLINE = re.compile(
@@ -79,24 +77,18 @@ def configurations(text: str) -> list[str]:
     return text.splitlines() if len(keys) > 1 and len(set(keys)) == 1 else [text]
 
 
-def test_the_words_of_tools_are_understood() -> None:
+def test_the_words_of_tools_are_understood(tmp_path: Path) -> None:
     """By the parser of each, all in one process; a slip is not."""
     found = {tuple(tool): line for page in PAGES for line, words in words_of(page) for tool in of_tools(words)}
     assert len(found) > 20
-    wrong = mistakes([*found, *SLIPS])
+    wrong = mistakes([*found, *SLIPS], tmp_path)
     assert {line: why for line, why in zip(found.values(), wrong, strict=False) if why} == {}
     assert all(wrong[len(found) :])
 
 
-def mistakes(tools: list[tuple[str, ...]]) -> list[str | None]:
-    done = subprocess.run(
-        [sys.executable, "-m", "support.tool_options", json.dumps(tools)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def mistakes(tools: list[tuple[str, ...]], folder: Path) -> list[str | None]:
+    done = run("-m", "support.tool_options", json.dumps(tools), folder=folder)
+    assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
 
 

@@ -49,7 +49,7 @@ class Start:
     """What a process is started with."""
 
     words: Sequence[str]
-    """Of the command line behind `python`: "-m", a module and its words, or a script and its words."""
+    """Of the command line behind `python`: "-m" and a module, "-c" and a program, or a script; and its words."""
     out: Path
     err: Path
     """Where standard output and standard error go; may be the same."""
@@ -222,6 +222,9 @@ def _python(words: Sequence[str]) -> None:
     if words[0] == "-m":
         sys.argv = ["", *words[2:]]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = list(words)
         runpy.run_path(words[0], run_name="__main__")

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import forked
 
 from megatron_sep.config import RunConfig, to_yaml
 from megatron_sep.parallel.groups import topology
@@ -27,24 +26,25 @@ time.sleep(60)
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(tmp_path: Path) -> Iterator[forked.Process]:
     """Another process that trains in tmp_path / run."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    said = tmp_path / "said"
+    process = forked.start("-c", HOLD, tmp_path / "run", out=said)
+    while said.read_text() != "held\n":
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.01)
     yield process
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
 
 
 def test_the_second_is_refused_and_the_first_goes_on(
-    holder: subprocess.Popen[str], tiny: Callable[..., RunConfig], tmp_path: Path
+    holder: forked.Process, tiny: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """`train` on a dir that is in use names the process and the host and writes nothing; exit code 2."""
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(tiny()))
-    command = [sys.executable, "-m", "megatron_sep", "train", str(path)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    refused = forked.run("-m", "megatron_sep", "train", path, folder=tmp_path)
     assert refused.returncode == 2
     assert f"process {holder.pid} of {os.uname().nodename} trains there already" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -52,7 +52,7 @@ def test_the_second_is_refused_and_the_first_goes_on(
 
 
 def test_what_a_killed_process_left_is_taken_over_and_said(
-    holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    holder: forked.Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The system has let go of the lock; the next training says whose it was."""
     with pytest.raises(DirInUseError), run_lock(tmp_path / "run", topology()):

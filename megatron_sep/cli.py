@@ -1,5 +1,6 @@
 """The verbs: parse, load the configuration, call one function each. Heavy imports live inside the verb."""
 
+import gc
 import os
 import sys
 import threading
@@ -137,6 +138,7 @@ def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
         from megatron_sep.train.run import build_run
         from megatron_sep.train.run_lock import run_lock
 
+        gc.freeze()  # what was imported is no garbage, and megatron-core looks through all of it at each save
         with run_lock(run_config.dir, topology):
             train_loop(build_run(run_config, topology, allow_change, signals, _exporter(run_config)))
 

@@ -1,6 +1,5 @@
 """The verbs: parse, load the configuration, call one function each. Heavy imports live inside the verb."""
 
-import gc
 import os
 import sys
 import threading
@@ -134,12 +133,12 @@ def _train(run_config: "RunConfig", allow_change: Sequence[str] = ()) -> None:
 
     parallel, seed, job = run_config.parallel, run_config.train.seed, str(run_config.dir)
     with heard_signals() as signals, process_groups(parallel, seed, job) as topology:
+        from megatron_sep.train.imports import imports_kept
         from megatron_sep.train.loop import train as train_loop
         from megatron_sep.train.run import build_run
         from megatron_sep.train.run_lock import run_lock
 
-        gc.freeze()  # what was imported is no garbage, and megatron-core looks through all of it at each save
-        with run_lock(run_config.dir, topology):
+        with run_lock(run_config.dir, topology), imports_kept():
             train_loop(build_run(run_config, topology, allow_change, signals, _exporter(run_config)))
 
 

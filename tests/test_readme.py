@@ -66,6 +66,7 @@ def shell(command: str, folder: Path, **more: str) -> str:
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "leaked" not in done.stderr, done.stderr[-3000:]
     return done.stdout
 
 

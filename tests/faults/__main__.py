@@ -1,6 +1,7 @@
 """Run the faults: `python -m faults [--full] [--only F1,F2] [--workers N] [--page FILE]`."""
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def main() -> int:
     whole_classes = not any("-" in name for name in only)
     if asked.page and not asked.dry and whole_classes and (asked.full or not asked.only):
         print((update_rows if asked.only else update)(asked.page, asdict(found)))
+    gc.unfreeze()  # or libraries complain of leaks at the end
     return 0 if all(result.survived for result in results) else 1
 
 

@@ -103,7 +103,7 @@ def test_other_weights_are_measured_anew(tmp_path: Path) -> None:
             **surroundings,
         )
         assert done.returncode == 0, done.stderr
-        jobs = {"needle.json": "needle", "tasks.json": "tasks", "policies.json": "policies", "8": "table6"}
+        jobs = {"needle.json": "needle", "tasks.json": "tasks", "policies.json": "policies", "16": "table6"}
         return sorted(jobs[Path(line.split("\t")[-2]).name] for line in said.read_text().splitlines())
 
     save("vanilla", 4, "0")

@@ -51,7 +51,7 @@ def test_the_fine_tuning_of_table_14_loads() -> None:
 def test_the_runs_of_the_reproduction_learn_from_the_same_tokens() -> None:
     """From scratch they differ in attention or seed alone; after post-training they end where the others do."""
     runs = {path.stem: load_config(path) for path in REPRODUCE}
-    assert len(runs) == 13
+    assert len(runs) == 17
     for name, run in runs.items():
         assert run.dir == Path("runs/reproduce") / name
         assert (run.model, run.data, run.tokenizer) == (runs["vanilla"].model, runs["vanilla"].data, run.tokenizer)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The gate, the same for a person and for CI: format, lint, types, imports, tests. Arguments go to pytest.
 #
-#   ./scripts/test.sh               200 random cases of a property, an eighth of the quickstart: about twelve minutes on two cores
+#   ./scripts/test.sh               200 random cases of a property, an eighth of the quickstart: twenty minutes on two cores
 #   ./scripts/test.sh --full        every random case (2,000 of most properties), the whole quickstart, long proofs at length
 #   ./scripts/test.sh tests/data    the tests of one room
 #
